@@ -1,0 +1,3 @@
+//! The `etcd-dr` binary: see the library's documentation.
+
+fn main() {}
