@@ -1,1 +1,6 @@
 //! etcd-dr: backups of every member of an etcd cluster, sealed, signed and proved.
+
+pub mod at;
+pub mod durable;
+pub mod record;
+pub mod sign;
