@@ -3,4 +3,5 @@
 pub mod at;
 pub mod durable;
 pub mod record;
+pub mod seal;
 pub mod sign;
