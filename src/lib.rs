@@ -2,6 +2,7 @@
 
 pub mod at;
 pub mod durable;
+pub mod policy;
 pub mod record;
 pub mod seal;
 pub mod sign;
