@@ -6,3 +6,4 @@ pub mod policy;
 pub mod record;
 pub mod seal;
 pub mod sign;
+pub mod store;
