@@ -1,0 +1,248 @@
+//! The harness itself: what the other tests rest on is real.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a failed test is a panic"
+)]
+
+mod servers;
+
+use etcd_client::Client;
+use servers::etcd::{Cluster, Options};
+use servers::preload::{self, Steps};
+use servers::proxy::{Fault, Proxy, Rule, SNAPSHOT, STATUS};
+use servers::{fill, stock, wait};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+/// The whole snapshot, or the error that ended it and what had come until then.
+fn snapshot(client: &Client) -> (Vec<u8>, Result<(), etcd_client::Error>) {
+    let mut client = client.maintenance_client();
+    wait(async move {
+        let mut bytes = Vec::new();
+        let mut stream = match client.snapshot().await {
+            Ok(stream) => stream,
+            Err(e) => return (bytes, Err(e)),
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => bytes.extend_from_slice(message.blob()),
+                Ok(None) => return (bytes, Ok(())),
+                Err(e) => return (bytes, Err(e)),
+            }
+        }
+    })
+}
+
+#[test]
+fn three_members_start_and_answer_etcdctl() {
+    let cluster = Cluster::start(3, Options::default());
+    let filled = fill::homelab(&cluster.client(0));
+    assert!(filled.compacted > 0 && filled.revision > filled.compacted);
+    let output = cluster.etcdctl().args(["endpoint", "health"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = cluster.etcdctl().args(["get", "/registry/", "--prefix", "--keys-only"]).output().unwrap();
+    let keys = String::from_utf8(output.stdout).unwrap();
+    for key in
+        ["deployments/default/deansie-wordle-backend", "statefulsets/default/mongodb", "leases/kube-node-lease/k8s-cp2"]
+    {
+        assert!(keys.lines().any(|line| line == format!("/registry/{key}")), "{key} is missing");
+    }
+    let live = keys.lines().filter(|line| !line.is_empty()).count();
+    assert!(live > 300, "{live} keys");
+}
+
+#[test]
+fn a_member_stops_and_comes_back() {
+    let cluster = Cluster::start(3, Options::default());
+    let follower = cluster.follower().unwrap();
+    cluster.stop_member(follower);
+    assert_eq!(cluster.pid(follower), None);
+    assert!(cluster.leader().is_some_and(|leader| leader != follower));
+    cluster.start_member(follower);
+    cluster.pause(follower);
+    let mut client = cluster.client(follower);
+    let paused = wait(async move { tokio::time::timeout(Duration::from_millis(500), client.status()).await.is_err() });
+    assert!(paused, "a stopped process answered");
+    cluster.resume(follower);
+    let mut client = cluster.client(follower);
+    wait(async move { client.status().await }).unwrap();
+}
+
+#[test]
+fn a_proxy_passes_a_snapshot_unchanged_and_a_flip_changes_one_byte() {
+    let (cluster, proxies) = Proxy::before_each(1, Options::default());
+    fill::bulk(&cluster.client(0), 2);
+    assert_eq!(cluster.advertised(0), proxies[0].url());
+    let through = cluster.client_at(&proxies[0].url(), cluster.client_pair());
+
+    let (direct, end) = snapshot(&cluster.client(0));
+    end.unwrap();
+    let (passed, end) = snapshot(&through);
+    end.unwrap();
+    assert!(direct.len() > 2_000_000 && direct.len() % 512 == 32, "{} bytes", direct.len());
+    assert!(direct == passed, "the proxy changed something");
+
+    let flipped = proxies[0].add(Rule::new(SNAPSHOT, Fault::Flip { message: 3 }).times(1));
+    let (damaged, end) = snapshot(&through);
+    end.unwrap();
+    assert_eq!(flipped.count(), 1);
+    assert_eq!(damaged.len(), direct.len());
+    assert_eq!(direct.iter().zip(&damaged).filter(|(a, b)| a != b).count(), 1);
+    let (whole, end) = snapshot(&through);
+    end.unwrap();
+    assert!(whole == direct, "the flip was for one call");
+
+    assert_eq!(proxies[0].calls(SNAPSHOT), 3);
+    assert!(proxies[0].messages(SNAPSHOT) > 3 * 2_000_000 / 32_768);
+}
+
+#[test]
+fn each_fault_of_a_proxy_is_seen_by_the_client_and_counted() {
+    let (cluster, proxies) = Proxy::before_each(1, Options::default());
+    fill::bulk(&cluster.client(0), 2);
+    let proxy = &proxies[0];
+    let fresh = || cluster.client_at(&proxy.url(), cluster.client_pair());
+    let (whole, end) = snapshot(&fresh());
+    end.unwrap();
+
+    let fired = proxy.add(Rule::new(SNAPSHOT, Fault::Cut { after: 5 }));
+    let (part, end) = snapshot(&fresh());
+    assert!(matches!(end, Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::Unavailable));
+    assert!(whole.starts_with(&part) && part.len() < whole.len() && fired.count() == 1);
+    proxy.heal();
+
+    let fired = proxy.add(Rule::new(SNAPSHOT, Fault::HangUp { after: 5 }));
+    let (part, end) = snapshot(&fresh());
+    assert!(end.is_err() && whole.starts_with(&part) && part.len() < whole.len() && fired.count() == 1);
+    proxy.heal();
+
+    let fired = proxy.add(Rule::new(SNAPSHOT, Fault::End { after: 5 }));
+    let (part, end) = snapshot(&fresh());
+    end.unwrap();
+    assert!(whole.starts_with(&part) && part.len() < whole.len() && fired.count() == 1);
+    proxy.heal();
+
+    let fired = proxy.add(Rule::new(SNAPSHOT, Fault::DropLast));
+    let (part, end) = snapshot(&fresh());
+    end.unwrap();
+    assert_eq!((part.len(), fired.count()), (whole.len() - 32, 1));
+    proxy.heal();
+
+    let fired = proxy.add(Rule::new(SNAPSHOT, Fault::Stall { after: 5 }));
+    let mut client = fresh().maintenance_client();
+    let came = wait(async move {
+        let mut stream = client.snapshot().await.unwrap();
+        let mut came = 0;
+        while let Ok(message) = tokio::time::timeout(Duration::from_secs(1), stream.message()).await {
+            assert!(message.unwrap().is_some(), "the stream ended");
+            came += 1;
+        }
+        came
+    });
+    assert_eq!((came, fired.count()), (5, 1));
+    proxy.heal();
+
+    let fired = proxy.add(Rule::new(STATUS, Fault::Refuse(tonic::Code::PermissionDenied)).skip(1).times(1));
+    let mut client = fresh();
+    let answers = wait(async move { [client.status().await, client.status().await, client.status().await] });
+    assert_eq!((answers.map(|a| a.is_ok()), fired.count()), ([true, false, true], 1));
+
+    let fired = proxy.add(Rule::new(STATUS, Fault::Never));
+    let mut client = fresh();
+    let silent = wait(async move { tokio::time::timeout(Duration::from_secs(1), client.status()).await.is_err() });
+    assert!(silent && fired.count() == 1);
+}
+
+#[test]
+fn a_proxy_moves_to_another_member_in_mid_run() {
+    let (cluster, proxies) = Proxy::before_each(3, Options::default());
+    let fired = proxies[0].add(Rule::new(STATUS, Fault::MoveTo(cluster.endpoint(2))).skip(1).times(1));
+    let mut client = cluster.client_at(&proxies[0].url(), cluster.client_pair());
+    let ids = wait(async move {
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(client.status().await.unwrap().header().unwrap().member_id());
+        }
+        ids
+    });
+    assert!(ids[0] != ids[1] && ids[1] == ids[2], "{ids:?}");
+    assert_eq!((fired.count(), proxies[0].calls(STATUS), proxies[2].calls(STATUS)), (1, 3, 0));
+}
+
+#[test]
+fn a_half_open_endpoint_accepts_and_says_nothing() {
+    let cluster = Cluster::start(1, Options::default());
+    let silent = servers::silent::Silent::start();
+    let mut client = cluster.client_at(&silent.url(), cluster.client_pair());
+    let waited = wait(async move { tokio::time::timeout(Duration::from_secs(1), client.status()).await.is_err() });
+    assert!(waited && silent.accepted() > 0);
+}
+
+#[test]
+fn certificates_that_must_be_refused_are_refused() {
+    let cluster = Cluster::start(1, Options::default());
+    let good = |pair: &servers::pki::Pair| {
+        let mut client = cluster.client_at(&cluster.endpoint(0), pair);
+        wait(
+            async move { tokio::time::timeout(Duration::from_secs(5), client.status()).await.is_ok_and(|s| s.is_ok()) },
+        )
+    };
+    assert!(good(&cluster.pki().client_cert("somebody")));
+    assert!(!good(&cluster.pki().expired_client_cert()));
+    assert!(!good(&cluster.pki().foreign_client_cert()));
+    let port = servers::ports::Port::take();
+    let proxy = Proxy::start_as(&cluster, port, &cluster.endpoint(0), &cluster.pki().wrong_name_cert());
+    let mut client = cluster.client_at(&proxy.url(), cluster.client_pair());
+    assert!(wait(async move { client.status().await }).is_err());
+    assert!(proxy.connections() > 0 && proxy.calls(STATUS) == 0);
+}
+
+#[test]
+fn killstep_counts_steps_and_kills_at_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to, log) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("log"));
+    let run = |steps: &Steps| {
+        for path in [&to, &log] {
+            drop(std::fs::remove_file(path));
+        }
+        std::fs::write(&from, [7; 1000]).unwrap();
+        let mut command = stock("mv");
+        command.arg("-T").arg(&from).arg(&to);
+        steps.apply(&mut command, &log);
+        command.status().unwrap()
+    };
+    assert!(run(&Steps::default()).success());
+    let steps = preload::steps(&log);
+    assert_eq!(steps.len(), 1, "{steps:?}");
+    assert!(steps[0].starts_with("1 renameat2 ") && steps[0].ends_with("/to"), "{steps:?}");
+
+    let status = run(&Steps { kill_at: Some(1), ..Steps::default() });
+    assert_eq!((status.signal(), from.exists(), to.exists()), (Some(9), true, false));
+    let status = run(&Steps { kill_at: Some(1), after: true, ..Steps::default() });
+    assert_eq!((status.signal(), from.exists(), to.exists()), (Some(9), false, true));
+    assert!(run(&Steps { kill_at: Some(2), ..Steps::default() }).success());
+}
+
+#[test]
+fn killstep_turns_one_bit_after_fsync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, log) = (dir.path().join("sealed.age"), dir.path().join("log"));
+    std::fs::write(&file, [7; 1001]).unwrap();
+    for _ in 0..2 {
+        let mut command = stock("sync");
+        command.arg(&file);
+        Steps { flip: Some(".age".into()), ..Steps::default() }.apply(&mut command, &log);
+        assert!(command.status().unwrap().success());
+        let changed: Vec<usize> =
+            std::fs::read(&file).unwrap().iter().enumerate().filter(|(_, b)| **b != 7).map(|(i, _)| i).collect();
+        assert!(changed == [500] || changed.is_empty(), "{changed:?}");
+    }
+    // Each of the two processes turned the bit once: there and back.
+    assert_eq!(std::fs::read(&file).unwrap(), [7; 1001]);
+    assert_eq!(preload::flips(&log), [file.to_str().unwrap(), file.to_str().unwrap()]);
+    assert_eq!(preload::steps(&log).len(), 2);
+}
