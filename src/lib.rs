@@ -1,6 +1,7 @@
 //! etcd-dr: backups of every member of an etcd cluster, sealed, signed and proved.
 
 pub mod at;
+pub mod catalog;
 pub mod durable;
 pub mod policy;
 pub mod record;
