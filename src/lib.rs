@@ -3,6 +3,8 @@
 pub mod at;
 pub mod catalog;
 pub mod durable;
+pub mod ops;
+pub mod plan;
 pub mod policy;
 pub mod record;
 pub mod seal;

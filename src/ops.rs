@@ -1,0 +1,3 @@
+//! Operations: each gathers facts, asks [`crate::plan`], and does. They never call each other.
+
+pub mod prune;

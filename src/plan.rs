@@ -1,0 +1,3 @@
+//! Decisions: pure in (facts, policy, now); no I/O and no clock; each carries its reasons.
+
+pub mod retention;
