@@ -97,9 +97,9 @@ fn manifest(n: u64) -> Vec<u8> {
         let line = noise.below(LINES.len());
         text.push_str(LINES[line]);
         text.push_str(" sha256:");
-        text.push_str(&noise.hex(8));
+        text.push_str(&noise.hex(28));
         text.push(' ');
-        text.push_str(&noise.hex(4));
+        text.push_str(&noise.hex(20));
         text.push('\n');
     }
     stored("v1", "Pod", "bulk", &format!("object-{n:08}"), text.as_bytes())

@@ -21,7 +21,7 @@ impl Port {
     /// Takes a free port.
     pub fn take() -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
-        let dir = std::env::temp_dir().join("etcd-dr-test-ports");
+        let dir = std::env::temp_dir().join(format!("etcd-dr-test-ports-{}", rustix::process::getuid().as_raw()));
         std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         // Processes begin at different places; the locks decide where they meet.
         let begin = u16::try_from(std::process::id() * 131 % u32::from(COUNT)).expect("below COUNT");
