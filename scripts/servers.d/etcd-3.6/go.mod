@@ -1,6 +1,6 @@
 module etcd-dr/servers/etcd-3.6
 
-go 1.26.8
+go 1.26.0
 
 tool (
 	go.etcd.io/etcd/etcdctl/v3
