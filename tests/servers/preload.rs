@@ -3,29 +3,28 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use tempfile::TempDir;
+use tempfile::NamedTempFile;
 
 /// Builds the shim, if that was not done yet, and returns the path for `LD_PRELOAD`.
 pub fn build() -> &'static Path {
-    // The directory stays when the process ends, as everything static: so it lies where `cargo clean` finds it.
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
     SHIM.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/killstep.c");
         let Some(target) = option_env!("CARGO_TARGET_TMPDIR").map(Path::new) else {
             panic!("cargo names a temporary directory to tests, not to examples");
         };
-        let building = TempDir::new_in(target).expect("a temporary directory");
-        let built = building.path().join("killstep.so");
+        // Under its name it is always whole, whoever else builds it at the same time.
+        let building = NamedTempFile::new_in(target).expect("a temporary file").into_temp_path();
         let status = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
-            .arg(&built)
+            .arg(&building)
             .arg(&source)
             .arg("-ldl")
             .status()
             .unwrap_or_else(|e| panic!("no C compiler (cc), run scripts/servers: {e}"));
         assert!(status.success(), "{} does not compile", source.display());
-        let shim = target.join(format!("killstep-{}.so", std::process::id()));
-        std::fs::copy(&built, &shim).expect("a copy of the shim");
+        let shim = target.join("killstep.so");
+        building.persist(&shim).expect("the shim under its name");
         shim
     })
 }
