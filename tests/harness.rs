@@ -197,6 +197,20 @@ fn a_proxy_moves_to_another_member_in_mid_run() {
 }
 
 #[test]
+fn a_server_outlives_the_thread_of_the_test_that_started_it() {
+    let start = || {
+        let mut command = servers::process::leashed("sleep");
+        command.arg("600");
+        servers::process::spawn(command)
+    };
+    let mut child = std::thread::spawn(start).join().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(child.try_wait().unwrap(), None);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_half_open_endpoint_accepts_and_says_nothing() {
     let cluster = Cluster::start(1, Options::default());
     let silent = servers::silent::Silent::start();

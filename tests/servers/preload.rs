@@ -1,5 +1,7 @@
 //! The shim that kills a process at a chosen durable step: `tests/faults/killstep.c`, compiled once per test process.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -23,6 +25,8 @@ pub fn build() -> &'static Path {
             .status()
             .unwrap_or_else(|e| panic!("no C compiler (cc), run scripts/servers: {e}"));
         assert!(status.success(), "{} does not compile", source.display());
+        // Processes of other users load it too.
+        std::fs::set_permissions(&building, Permissions::from_mode(0o755)).expect("our file");
         let shim = target.join("killstep.so");
         building.persist(&shim).expect("the shim under its name");
         shim
