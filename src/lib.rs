@@ -2,8 +2,10 @@
 
 pub mod at;
 pub mod catalog;
+pub mod cleaners;
 pub mod durable;
 pub mod ops;
+pub mod plaintext;
 pub mod plan;
 pub mod policy;
 pub mod record;
