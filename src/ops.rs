@@ -1,3 +1,4 @@
 //! Operations: each gathers facts, asks [`crate::plan`], and does. They never call each other.
 
+pub mod init;
 pub mod prune;
