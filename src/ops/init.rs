@@ -260,7 +260,7 @@ impl Plan {
             journal::reconcile(&mut journal, &present, request.now);
             if replaces || !present.is_empty() || state != JournalState::Missing {
                 self.warnings.push(format!(
-                    "{}: {}; it is begun anew from the {} backups that are there",
+                    "{}: {}; it is begun anew from the backups that are there ({})",
                     self.store.display(),
                     state.problem().unwrap_or_else(|| "the journal belongs to another store".to_owned()),
                     present.len()

@@ -20,7 +20,6 @@ use crate::{
 /// The exclusive lock of a store, held until it is dropped. What changes a store takes it by reference.
 #[derive(Debug)]
 pub struct Lock {
-    #[expect(dead_code, reason = "the open file is the lock")]
     file: File,
 }
 
@@ -66,6 +65,15 @@ impl Lock {
                 file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).at(&path)?;
                 return Ok(Self { file });
             }
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// Closing would not be enough while a child that was just forked still has the file open.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::debug!(%error, "the lock ends with the process");
         }
     }
 }
