@@ -53,7 +53,7 @@ impl fmt::Display for Cleaner {
                     ", names {names}: if it cleans up there, as `find -mtime -delete` does, it would eat the backups"
                 )
             }
-            Risk::Deletes => write!(f, ", deletes files under {names}: it would eat the backups; remove that line"),
+            Risk::Deletes => write!(f, ", names {names} and deletes files: it would eat the backups; remove that line"),
             Risk::Ages => {
                 write!(f, ", has systemd-tmpfiles empty {names}: it would eat the backups; exclude the store there")
             }
@@ -177,7 +177,7 @@ impl Scanner<'_> {
             let found = match kind {
                 Kind::Tmpfiles => self.tmpfiles_line(line),
                 Kind::Script => self.command_line(line, deletes_somewhere),
-                Kind::Crontab | Kind::Unit => self.command_line(line, deletes(line)),
+                Kind::Crontab | Kind::Unit => self.command_line(line, false),
             };
             if let Some((names, risk)) = found {
                 let called_from = caller.cloned();
@@ -200,37 +200,45 @@ impl Scanner<'_> {
         }
     }
 
-    /// A line of a shell: the store by name, or a directory above it where the line deletes.
-    fn command_line(&self, line: &str, deletes: bool) -> Option<(PathBuf, Risk)> {
+    /// A line of a shell. The store counts by name alone, a directory above it where the line deletes there, or where a script that deletes
+    /// goes there first.
+    fn command_line(&self, line: &str, script_deletes: bool) -> Option<(PathBuf, Risk)> {
         let words: Vec<&str> = words(line).collect();
-        if words.iter().any(|word| reaches(word, self.store)) {
-            if deletes {
-                return Some((self.store.to_owned(), Risk::Deletes));
-            }
+        let deletes_here = deletes(line);
+        let mut named: Vec<&Path> = words.iter().filter_map(|word| meets(word, self.store)).collect();
+        named.sort();
+        let dir = *named.last()?;
+        let risk = if dir == self.store {
             // Our own lines name the store without harm.
             let is_ours = words.iter().any(|word| *word == "etcd-dr" || word.ends_with("/etcd-dr"));
-            return (!is_ours).then(|| (self.store.to_owned(), Risk::Names));
-        }
-        let above = self.store.ancestors().skip(1).filter(|dir| dir.parent().is_some());
-        let named = above.into_iter().find(|dir| words.iter().any(|word| covers(word, dir, self.store)))?;
-        deletes.then(|| (named.to_owned(), Risk::Deletes))
+            match (deletes_here || script_deletes, is_ours) {
+                (true, _) => Risk::Deletes,
+                (false, true) => return None,
+                (false, false) => Risk::Names,
+            }
+        } else if deletes_here {
+            Risk::Deletes
+        } else if script_deletes && goes_to(line, dir) {
+            Risk::Names
+        } else {
+            return None;
+        };
+        Some((dir.to_owned(), risk))
     }
 
     /// A line of tmpfiles.d(5): type, path, mode, user, group, age.
     fn tmpfiles_line(&self, line: &str) -> Option<(PathBuf, Risk)> {
         let mut fields = line.split_whitespace();
         let kind = fields.next()?;
-        let path = fields.next()?.trim_matches(['"', '\'']);
+        let dir = meets(fields.next()?.trim_matches(['"', '\'']), self.store)?;
         let age = fields.nth(3).is_some_and(|age| age != "-");
         let ages = age && kind.starts_with(['d', 'D', 'e', 'v', 'q', 'Q', 'C']);
-        let empties = kind.starts_with(['D', 'R', 'r']);
-        let mut candidates = self.store.ancestors().filter(|dir| dir.parent().is_some());
-        let named =
-            candidates.find(|dir| reaches(path, dir) && (*dir == self.store || covers(path, dir, self.store)))?;
-        match (ages || empties, named == self.store) {
-            (true, _) => Some((named.to_owned(), Risk::Ages)),
+        // `r` removes no directory that has something in it.
+        let empties = kind.starts_with(['D', 'R']) || (kind.starts_with('r') && dir == self.store);
+        match (ages || empties, dir == self.store) {
+            (true, _) => Some((dir.to_owned(), Risk::Ages)),
             // `x` and `X` exclude; the rest makes or changes something.
-            (false, true) if !kind.starts_with(['x', 'X']) => Some((named.to_owned(), Risk::Names)),
+            (false, true) if !kind.starts_with(['x', 'X']) => Some((dir.to_owned(), Risk::Names)),
             (false, _) => None,
         }
     }
@@ -265,9 +273,29 @@ fn logical_lines(text: &str) -> Vec<(usize, String)> {
     lines
 }
 
-/// What a shell would see as words, assignments and options cut at `=`, quotes left away.
+/// What a shell would see as words, assignments and options cut at `=`, quotes left away; the default in `${DIR:-/backup}` is a word too.
 fn words(line: &str) -> impl Iterator<Item = &str> {
-    line.split(|c: char| c.is_whitespace() || "\"'`=;|&()<>{},:".contains(c)).filter(|word| !word.is_empty())
+    let separates = |c: char| c.is_whitespace() || "\"'`=;|&()<>,:".contains(c);
+    line.split(separates).map(default_of_variable).filter(|word| !word.is_empty())
+}
+
+fn default_of_variable(word: &str) -> &str {
+    match word.strip_prefix('-') {
+        Some(rest) if rest.starts_with('/') => rest.trim_end_matches('}'),
+        _ => word,
+    }
+}
+
+/// Whether a line of a script makes `dir` the place where later lines work: `cd dir`, or `NAME=dir`.
+fn goes_to(line: &str, dir: &Path) -> bool {
+    let words: Vec<&str> = words(line).collect();
+    let is_dir = |word: &str| Path::new(word) == dir;
+    let changes = words.windows(2).any(|pair| matches!(pair, [cd, to] if ["cd", "pushd"].contains(cd) && is_dir(to)));
+    let value = line.split_once('=').filter(|(name, _)| {
+        let name = name.split_whitespace().last().unwrap_or_default();
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    });
+    changes || value.is_some_and(|(_, value)| is_dir(value.trim().trim_matches(['"', '\''])))
 }
 
 /// Whether a line holds a command that deletes.
@@ -279,30 +307,15 @@ fn deletes(line: &str) -> bool {
     })
 }
 
-/// Whether a word is `dir`, or something in it.
-fn reaches(word: &str, dir: &Path) -> bool {
-    Path::new(word).starts_with(dir) || glob_matches(word, dir)
-}
-
-/// Whether a word is `dir` itself or all that is in it (`dir/`, `dir/*`), or a pattern that matches the next component on the way to `store`.
-fn covers(word: &str, dir: &Path, store: &Path) -> bool {
-    if Path::new(word) == dir {
-        return true;
-    }
-    let next = store.strip_prefix(dir).ok().and_then(|rest| rest.components().next());
-    next.is_some_and(|next| glob_matches(word, &dir.join(next)))
-}
-
-/// Whether a pattern's components match those of `path`, one by one, from the root; the pattern has a `*` or `?` and may be longer.
-fn glob_matches(pattern: &str, path: &Path) -> bool {
-    if !pattern.starts_with('/') || !pattern.contains(['*', '?']) {
-        return false;
-    }
-    let mut parts = pattern.split('/').filter(|part| !part.is_empty());
-    path.components().skip(1).all(|component| {
-        let name = component.as_os_str().to_string_lossy();
-        parts.next().is_some_and(|part| part_matches(part.as_bytes(), name.as_bytes()))
-    })
+/// The store, where a word is its path, a pattern for it, or something in it; the directory above it that a word is, or is a pattern for.
+fn meets<'a>(word: &str, store: &'a Path) -> Option<&'a Path> {
+    let parts: Vec<&str> = word.strip_prefix('/')?.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let wanted: Vec<_> = store.components().skip(1).map(|part| part.as_os_str().to_string_lossy()).collect();
+    let fits = parts.iter().zip(&wanted).all(|(part, name)| part_matches(part.as_bytes(), name.as_bytes()));
+    // The root is above everything and says nothing; `/*` is more often the rest of `"$DIR"/*`.
+    let is_rooted = parts.first().is_some_and(|part| !part.contains(['*', '?']));
+    let above = wanted.len().saturating_sub(parts.len());
+    if fits && is_rooted { store.ancestors().nth(above) } else { None }
 }
 
 /// `*` and `?` within one component. Patterns are a person's, short; the loop is quadratic at worst.
@@ -357,6 +370,7 @@ mod tests {
             ("rm -rf /backup/etc?", Risk::Deletes),
             ("rm -rf /backup/*", Risk::Deletes),
             ("etcdctl snapshot save /backup/etcd/x.db", Risk::Names),
+            ("echo ${DIR:-/backup/etcd}", Risk::Names),
             ("DIR=/backup/etcd /usr/local/bin/clean", Risk::Names),
         ] {
             let line = format!("# comment about /backup/etcd rm\n0 2 * * * root {command}\n");
@@ -407,12 +421,26 @@ mod tests {
             ("R! /backup/etcd", Some((1, store.clone(), Risk::Ages))),
             ("e /backup - - - 10d", Some((1, "/backup".to_owned(), Risk::Ages))),
             ("r /backup/*", Some((1, store.clone(), Risk::Ages))),
+            ("r /backup", None),
+            ("r! /backup/p*/old", None),
             ("d /backup/etcd 0755 root root -", Some((1, store, Risk::Names))),
             ("x /backup/etcd", None),
             ("d /backup 0755 root root -", None),
             ("d /backup/postgres 0755 root root 5d", None),
         ] {
             assert_eq!(one("usr/lib/tmpfiles.d/x.conf", line), found, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_deletes_counts_where_it_goes_above_the_store() {
+        let script = |line: &str| one("etc/cron.daily/x", &format!("#!/bin/sh\n{line}\nfind . -mtime +5 -delete\n"));
+        let above = Some((2, "/backup".to_owned(), Risk::Names));
+        for line in ["cd /backup", "if cd /backup/; then", "DIR=\"/backup\"", "export DIR=/backup"] {
+            assert_eq!(script(line), above, "{line}");
+        }
+        for line in ["DIR=\"${CACHE}/backup/\"", "=item /backup", "if ($dir =~ m!^(/backup)/x!)", "cd /srv"] {
+            assert_eq!(script(line), None, "{line}");
         }
     }
 

@@ -77,8 +77,11 @@ impl Fixture {
         self.dir(name);
         let digest = "ab".repeat(32);
         let files = [names::INDEX, names::RECOVERY, "etcd-a.db.zst.age"];
-        files.iter().for_each(|file| drop(self.file(&format!("{name}/{file}"), "x")));
-        let sums: String = files.iter().map(|file| format!("{digest}  {file}\n")).collect();
+        let mut sums = String::new();
+        for file in files {
+            self.file(&format!("{name}/{file}"), "x");
+            sums.push_str(&[&digest, "  ", file, "\n"].concat());
+        }
         self.file(&format!("{name}/{}", names::SUMS), &sums);
         self.file(&format!("{name}/{}", names::SIGNATURE), "x");
         let store = self.open();

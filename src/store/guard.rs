@@ -354,3 +354,72 @@ pub(crate) fn walk_error(root: &Path, error: walkdir::Error) -> PathError {
     let source = error.into_io_error().unwrap_or_else(|| io::ErrorKind::Other.into());
     PathError { path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    use super::*;
+
+    const NOBODY: Who = Who { uid: 65534, gid: 65533 };
+
+    fn dir(path: &Path, mode: u32, owner: u32) -> PathBuf {
+        fs::create_dir(path).unwrap();
+        chown(path, Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        path.to_owned()
+    }
+
+    fn unsafe_at(result: Result<(), Error>) -> Unsafe {
+        let Err(Error::Unsafe(found)) = result else { panic!("{result:?}") };
+        found
+    }
+
+    #[test]
+    fn an_ordinary_user_trusts_root_and_himself() {
+        let root = tempfile::tempdir().unwrap();
+        let base = root.path().canonicalize().unwrap();
+        fs::set_permissions(&base, fs::Permissions::from_mode(0o755)).unwrap();
+        let own = dir(&base.join("own"), 0o700, 65534);
+        NOBODY.check_store(&own).unwrap();
+        NOBODY.check_store(&dir(&base.join("roots"), 0o700, 0)).unwrap();
+        let foreign = dir(&base.join("foreign"), 0o700, 1);
+        let found = unsafe_at(NOBODY.check_store(&foreign));
+        assert_eq!(found.fix, format!("chown 65534:65533 {}", foreign.display()));
+        assert_eq!(found.problem, Problem::Owner { uid: 1 });
+        // A sticky directory is safe where it is root's, as /tmp is.
+        let sticky = dir(&base.join("sticky"), 0o1777, 65534);
+        dir(&sticky.join("store"), 0o700, 65534);
+        assert_eq!(unsafe_at(NOBODY.check_store(&sticky.join("store"))).problem, Problem::Writable { mode: 0o1777 });
+        chown(&sticky, Some(0), None).unwrap();
+        NOBODY.check_store(&sticky.join("store")).unwrap();
+    }
+
+    #[test]
+    fn roots_secret_may_have_a_group_for_an_ordinary_user() {
+        let root = tempfile::tempdir().unwrap();
+        let key = root.path().join("key");
+        fs::write(&key, "x").unwrap();
+        for (owner, mode, fine) in [
+            (0, 0o640, true),
+            (0, 0o644, false),
+            (0, 0o660, false),
+            (65534, 0o600, true),
+            (65534, 0o640, false),
+            (1, 0o600, false),
+        ] {
+            chown(&key, Some(owner), None).unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(NOBODY.check_secret_file(&key).is_ok(), fine, "{owner} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn quoted_paths_survive_a_shell() {
+        for (path, quoted) in
+            [("/backup/etcd", "/backup/etcd"), ("/a b", "'/a b'"), ("/it's", r"'/it'\''s'"), ("", "''")]
+        {
+            assert_eq!(shell_quote(Path::new(path)), quoted);
+        }
+    }
+}

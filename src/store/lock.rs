@@ -94,3 +94,57 @@ fn holder(file: &mut File) -> Option<Holder> {
     let since = file.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| Timestamp::try_from(time).ok());
     Some(Holder { pid: text.trim().parse().ok()?, since })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, AtomicU32, Ordering},
+        thread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_lost_its_name_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(names::LOCK);
+        let file = File::create(&path).unwrap();
+        assert!(is_still_named(&file, &path).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(!is_still_named(&file, &path).unwrap());
+        File::create(&path).unwrap();
+        assert!(!is_still_named(&file, &path).unwrap());
+    }
+
+    #[test]
+    fn a_copy_of_the_open_file_does_not_keep_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        let _forked = lock.file.try_clone().unwrap();
+        drop(lock);
+        Lock::take(dir.path()).unwrap();
+    }
+
+    /// Each holder removes the name before it lets go, so that the next one may have opened a file that nobody finds any more.
+    #[test]
+    fn two_never_hold_it_at_once_although_the_name_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, held) = (AtomicBool::new(false), AtomicU32::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        let Ok(lock) = Lock::take(dir.path()) else { continue };
+                        assert!(!inside.swap(true, Ordering::SeqCst), "two hold the lock");
+                        thread::yield_now();
+                        inside.store(false, Ordering::SeqCst);
+                        held.fetch_add(1, Ordering::SeqCst);
+                        fs::remove_file(dir.path().join(names::LOCK)).unwrap();
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert!(held.load(Ordering::SeqCst) > 100);
+    }
+}
