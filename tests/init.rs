@@ -391,8 +391,12 @@ fn a_marker_that_cannot_be_read_is_never_overwritten() {
 #[test]
 fn unsafe_parents_are_refused_before_anything_is_made() {
     let fixture = Fixture::new();
-    fs::set_permissions(&fixture.base, Permissions::from_mode(0o777)).unwrap();
-    let Err(Error::Store(store::Error::Unsafe(found))) = init::init(&fixture.request()) else { panic!() };
-    assert_eq!(found.path, fixture.base);
-    assert_eq!(fs::read_dir(&fixture.base).unwrap().count(), 1);
+    for parent in [fixture.store.parent().unwrap(), fixture.key.parent().unwrap(), &fixture.base] {
+        make_dir(parent, 0o777);
+        let before = tree(&fixture.base);
+        let Err(Error::Store(store::Error::Unsafe(found))) = init::init(&fixture.request()) else { panic!() };
+        assert_eq!(found.path, parent);
+        assert_eq!(tree(&fixture.base), before);
+        make_dir(parent, 0o700);
+    }
 }
