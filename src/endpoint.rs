@@ -21,10 +21,12 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] PathError),
     /// No connection: address, TLS or name.
-    #[error("{endpoint}: no connection: {cause}")]
+    #[error("{endpoint}: {call}: no connection: {cause}")]
     Connect {
         /// The client URL.
         endpoint: String,
+        /// The call.
+        call: &'static str,
         /// What the layers below said, innermost last.
         cause: String,
     },
@@ -49,6 +51,16 @@ pub enum Error {
         code: Code,
         /// The server's words.
         message: String,
+    },
+    /// Another member answers on this channel than before the stream.
+    #[error("{endpoint}: {before} answered before the stream and {after} after it: this address is not one member")]
+    Changed {
+        /// The client URL.
+        endpoint: String,
+        /// Who answered before.
+        before: EtcdId,
+        /// Who answers now.
+        after: EtcdId,
     },
     /// The stream ended before the snapshot was whole.
     #[error("{endpoint}: the stream ended after {received} bytes: {problem}")]
@@ -79,17 +91,19 @@ impl Error {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Io(_) => Verdict::Fatal,
-            Self::Connect { .. } => Verdict::Missing,
-            Self::Timeout { call, .. } if *call == SNAPSHOT => Verdict::Retry,
-            Self::Timeout { .. } => Verdict::Missing,
+            // A snapshot that broke off is asked for once more; a member that did not even say its Status is not.
+            Self::Connect { call, .. } | Self::Timeout { call, .. } if *call == SNAPSHOT => Verdict::Retry,
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Changed { .. } => Verdict::Missing,
             Self::Short { .. } => Verdict::Retry,
             Self::Status { code, call, .. } => match code {
                 // The account, not the member, is the cause.
                 Code::Unauthenticated | Code::PermissionDenied => Verdict::Fatal,
                 // Refused for good: asking again changes nothing.
-                Code::Unimplemented | Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::OutOfRange => {
-                    Verdict::Missing
-                }
+                Code::Unimplemented
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::OutOfRange => Verdict::Missing,
                 Code::Ok
                 | Code::Cancelled
                 | Code::Unknown
@@ -100,7 +114,11 @@ impl Error {
                 | Code::Internal
                 | Code::Unavailable
                 | Code::DataLoss => {
-                    if *call == SNAPSHOT { Verdict::Retry } else { Verdict::Missing }
+                    if *call == SNAPSHOT {
+                        Verdict::Retry
+                    } else {
+                        Verdict::Missing
+                    }
                 }
             },
         }
@@ -131,16 +149,16 @@ impl Dialer {
     /// [`Error::Io`] for a file that cannot be read.
     pub fn new(cluster: &Cluster, backup: &Backup) -> Result<Self, Error> {
         let mut tls = TlsOptions::new();
-        tls = match &cluster.ca_file {
-            Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
-            None => tls.with_enabled_roots(),
-        };
+        if let Some(path) = &cluster.ca_file {
+            tls = tls.ca_certificate(Certificate::from_pem(read(path)?));
+        }
         if let Some(client) = &cluster.client {
             tls = tls.identity(Identity::from_pem(read(&client.cert_file)?, read(&client.key_file)?));
         }
         let mut options = ConnectOptions::new().with_tls(tls).with_connect_timeout(backup.connect_timeout);
         if let Some(login) = &cluster.user {
-            let password = String::from_utf8_lossy(&read(&login.password_file)?).trim_end_matches(['\r', '\n']).to_owned();
+            let password =
+                String::from_utf8_lossy(&read(&login.password_file)?).trim_end_matches(['\r', '\n']).to_owned();
             options = options.with_user(login.user.clone(), password);
         }
         Ok(Self { options, connect_timeout: backup.connect_timeout, stall_timeout: backup.stall_timeout })
@@ -256,7 +274,14 @@ impl MemberClient {
     pub async fn snapshot(&mut self) -> Result<SnapshotStream, Error> {
         let stream = within(&self.url, SNAPSHOT, self.stall_timeout, self.client.snapshot()).await?;
         let url = self.url.clone();
-        Ok(SnapshotStream { stream, url, stall_timeout: self.stall_timeout, received: 0, remaining: None, trailer: None })
+        Ok(SnapshotStream {
+            stream,
+            url,
+            stall_timeout: self.stall_timeout,
+            received: 0,
+            remaining: None,
+            trailer: None,
+        })
     }
 }
 
@@ -346,9 +371,9 @@ fn from_client(endpoint: &str, call: &'static str, error: &etcd_client::Error) -
         etcd_client::Error::GRpcStatus(status) if status.source().is_none() => {
             Error::Status { endpoint, call, code: status.code(), message: status.message().to_owned() }
         }
-        etcd_client::Error::GRpcStatus(status) => Error::Connect { endpoint, cause: causes(status) },
-        etcd_client::Error::TransportError(error) => Error::Connect { endpoint, cause: causes(error) },
-        other => Error::Connect { endpoint, cause: sentence(&other.to_string()) },
+        etcd_client::Error::GRpcStatus(status) => Error::Connect { endpoint, call, cause: causes(status) },
+        etcd_client::Error::TransportError(error) => Error::Connect { endpoint, call, cause: causes(error) },
+        other => Error::Connect { endpoint, call, cause: sentence(&other.to_string()) },
     }
 }
 

@@ -1,4 +1,6 @@
 //! Operations: each gathers facts, asks [`crate::plan`], and does. They never call each other.
 
+pub mod backup;
 pub mod init;
 pub mod prune;
+pub mod verify;

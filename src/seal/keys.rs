@@ -1,6 +1,6 @@
 //! Recipients (who can open) and identities (what opens): age's public and private halves.
 
-use std::{collections::BTreeSet, fs, io, path::Path, str::FromStr as _};
+use std::{fs, path::Path, str::FromStr as _, sync::Arc};
 
 use age::{Encryptor, IdentityFile, NoCallbacks, plugin::RecipientPluginV1, secrecy::ExposeSecret as _, x25519};
 use jiff::Timestamp;
@@ -10,13 +10,13 @@ use crate::at::{At as _, PathError};
 /// What is wrong with a recipient or an identity.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// A file could not be read.
+    /// The identity's file could not be read.
     #[error(transparent)]
     Io(#[from] PathError),
     /// The text is not a recipient.
     #[error("{origin}: this is no age recipient: {problem}")]
     BadRecipient {
-        /// `encryption.recipients[1]`, or file and line. Never the text itself: it may be a secret key, put there by mistake.
+        /// Which one. Never the text itself: it may be a secret key, put there by mistake.
         origin: String,
         /// What is wrong with it.
         problem: String,
@@ -45,31 +45,15 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// Reads recipients from the policy's list, then from the file that it names: one a line, `#` comments, as `age -R` takes it.
+    /// Reads recipients, as the policy lists them.
     ///
     /// # Errors
     /// [`KeyError`] with the place of the one that is wrong; [`KeyError::NoRecipients`] where there is none.
-    pub fn load(list: &[String], file: Option<&Path>) -> Result<Self, KeyError> {
-        let mut found = Vec::new();
-        for (index, text) in list.iter().enumerate() {
-            found.push((format!("encryption.recipients[{index}]"), text.trim().to_owned()));
-        }
-        if let Some(path) = file {
-            let contents = fs::read_to_string(path).at(path)?;
-            for (index, line) in contents.lines().enumerate() {
-                let line = line.trim();
-                if !line.is_empty() && !line.starts_with('#') {
-                    found.push((format!("{}:{}", path.display(), index.saturating_add(1)), line.to_owned()));
-                }
-            }
-        }
-        let mut seen = BTreeSet::new();
+    pub fn parse(list: &[String]) -> Result<Self, KeyError> {
         let mut recipients = Self { parsed: Vec::new(), names: Vec::new(), takes_run_key: true };
-        for (origin, text) in found {
-            if seen.insert(text.clone()) {
-                recipients.parsed.push(parse(&origin, &text)?);
-                recipients.names.push(text);
-            }
+        for (index, text) in list.iter().enumerate() {
+            recipients.parsed.push(parse(&format!("recipient {}", index.saturating_add(1)), text)?);
+            recipients.names.push(text.clone());
         }
         if recipients.parsed.is_empty() {
             return Err(KeyError::NoRecipients);
@@ -102,8 +86,7 @@ impl Recipients {
     }
 
     fn combine(&self, run: Option<&RunKey>) -> Result<Encryptor, age::EncryptError> {
-        let run = run.map(|run| run.0.to_public());
-        let own = run.iter().map(|recipient| recipient as &dyn age::Recipient);
+        let own = run.iter().map(|run| &run.recipient as &dyn age::Recipient);
         let all = self.parsed.iter().map(|recipient| recipient.as_ref() as &dyn age::Recipient).chain(own);
         Encryptor::with_recipients(all)
     }
@@ -135,19 +118,24 @@ fn parse(origin: &str, text: &str) -> Result<Box<dyn age::Recipient + Send + Syn
 }
 
 /// The key that lives in one run's memory and lets that run prove what it stored. Dropped, it is zeroed.
-pub struct RunKey(x25519::Identity);
+#[derive(Clone)]
+pub struct RunKey {
+    recipient: x25519::Recipient,
+    identities: Arc<Identities>,
+}
 
 impl RunKey {
     /// Makes a key.
     #[must_use]
     pub fn generate() -> Self {
-        Self(x25519::Identity::generate())
+        let identity = x25519::Identity::generate();
+        Self { recipient: identity.to_public(), identities: Arc::new(Identities(vec![Box::new(identity)])) }
     }
 
     /// The key as what opens files.
     #[must_use]
-    pub fn into_identities(self) -> Identities {
-        Identities(vec![Box::new(self.0)])
+    pub fn identities(&self) -> Arc<Identities> {
+        Arc::clone(&self.identities)
     }
 }
 
@@ -190,12 +178,6 @@ pub fn generate_identity(now: Timestamp) -> (age::secrecy::SecretString, String)
     (file.into(), recipient)
 }
 
-impl From<KeyError> for io::Error {
-    fn from(error: KeyError) -> Self {
-        io::Error::other(error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,24 +186,8 @@ mod tests {
     fn a_secret_key_among_recipients_is_refused_and_not_repeated() {
         let (file, _) = generate_identity(Timestamp::UNIX_EPOCH);
         let secret = file.expose_secret().lines().last().unwrap().to_owned();
-        let error = Recipients::load(std::slice::from_ref(&secret), None).err().unwrap().to_string();
-        assert!(error.contains("secret key") && error.contains("recipients[0]"), "{error}");
+        let error = Recipients::parse(std::slice::from_ref(&secret)).err().unwrap().to_string();
+        assert!(error.contains("secret key") && error.contains("recipient 1"), "{error}");
         assert!(!error.contains(&secret), "{error}");
-    }
-
-    #[test]
-    fn recipients_come_from_list_and_file_each_once() {
-        let (_, one) = generate_identity(Timestamp::UNIX_EPOCH);
-        let (_, two) = generate_identity(Timestamp::UNIX_EPOCH);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("recipients.txt");
-        fs::write(&path, format!("# the safe\n\n{two}\n{one}\n")).unwrap();
-        let recipients = Recipients::load(std::slice::from_ref(&one), Some(&path)).unwrap();
-        assert_eq!(recipients.names(), [one, two]);
-        assert!(recipients.takes_run_key());
-        fs::write(&path, "\nage1nonsense\n").unwrap();
-        let error = Recipients::load(&[], Some(&path)).err().unwrap().to_string();
-        assert!(error.contains("recipients.txt:2"), "{error}");
-        assert!(matches!(Recipients::load(&[], None), Err(KeyError::NoRecipients)));
     }
 }

@@ -234,17 +234,17 @@ mod tests {
     use super::*;
     use crate::seal::{Recipients, RunKey, Sealer, generate_identity};
 
-    fn sealed(plain: &[u8]) -> (tempfile::TempDir, Identities, crate::seal::Sealed) {
+    fn sealed(plain: &[u8]) -> (tempfile::TempDir, std::sync::Arc<Identities>, crate::seal::Sealed) {
         let dir = tempfile::tempdir().unwrap();
         let (_, recipient) = generate_identity(jiff::Timestamp::UNIX_EPOCH);
-        let recipients = Recipients::load(&[recipient], None).unwrap();
+        let recipients = Recipients::parse(&[recipient]).unwrap();
         let run = RunKey::generate();
         let file = crate::durable::create_file(&dir.path().join("x")).unwrap();
         let mut sealer = Sealer::new(file, recipients.encryptor(Some(&run)).unwrap(), 3, 2).unwrap();
         for chunk in plain.chunks(1000) {
             sealer.update(chunk).unwrap();
         }
-        (dir, run.into_identities(), sealer.finish().unwrap())
+        (dir, run.identities(), sealer.finish().unwrap())
     }
 
     proptest! {
@@ -278,7 +278,7 @@ mod tests {
             assert!(open(&path, &identities, &cancel).unwrap().plain.is_err(), "a cut at {place} opened");
         }
         fs::write(&path, &good).unwrap();
-        let stranger = RunKey::generate().into_identities();
+        let stranger = RunKey::generate().identities();
         let opened = open(&path, &stranger, &cancel).unwrap();
         assert!(matches!(opened.plain, Err(OpenError::NoMatchingKeys)));
         assert_eq!(opened.sealed_sha256, sealed.sha256);

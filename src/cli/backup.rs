@@ -1,0 +1,196 @@
+//! `backup`: the main job.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Answer, Context,
+    error::Failure,
+    is_root, prune,
+    table::{Text, or_dash, size, table},
+};
+use crate::{
+    ops::backup::{self, Plan, Request},
+    plan::retention::Decision,
+    record::{BackupReport, Finding, FindingKind, names},
+    run,
+    seal::Recipients,
+    sign::SecretKey,
+    store::guard,
+};
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Why it is taken; kept in the index
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Do not copy to the targets
+    #[arg(long)]
+    no_replicate: bool,
+    /// Find the members and say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Run as another user than root, for an etcd without Kubernetes
+    #[arg(long)]
+    allow_non_root: bool,
+}
+
+#[derive(Serialize)]
+struct Reply<'a> {
+    #[serde(flatten)]
+    backup: &'a BackupReport,
+    /// Decisions on older backups; null where nothing was decided.
+    retention: Option<&'a [Decision]>,
+}
+
+pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Failure> {
+    if !arguments.allow_non_root && !is_root() {
+        return Err(Failure::needs_root("backup"));
+    }
+    let mut policy = context.policy.clone();
+    policy.require_endpoints()?;
+    policy.require_recipients()?;
+    for warning in policy.warnings.iter().filter(|warning| !context.policy.warnings.contains(warning)) {
+        tracing::warn!("{warning}");
+    }
+    let policy = &policy;
+    let recipients = Recipients::parse(&policy.encryption.recipients)?;
+    guard::check_secret_file(&policy.signing.secret_key_file)?;
+    let signing = SecretKey::load(&policy.signing.secret_key_file)?;
+    let key = policy.cluster.client.as_ref().map(|client| &client.key_file);
+    let password = policy.cluster.user.as_ref().map(|login| &login.password_file);
+    for secret in key.into_iter().chain(password) {
+        if let Some(found) = guard::check_borrowed_secret(secret)? {
+            tracing::warn!("{found}; {}", found.hint());
+        }
+    }
+    let trusted = context.trusted()?;
+    let rules = prune::rules(policy);
+    let mut store = context.open_store()?;
+    let lock = store.lock()?;
+    let (catalog, findings) = prepare(context, &store, &lock)?;
+    let request = Request {
+        policy,
+        store: &mut store,
+        lock: &lock,
+        catalog: &catalog,
+        findings,
+        recipients: &recipients,
+        signing: &signing,
+        reason: arguments.reason,
+        host: context.host.clone(),
+        now: context.now,
+        cancel: context.cancel.clone(),
+        progress: Arc::clone(&context.progress),
+    };
+    if arguments.dry_run {
+        let plan = backup::plan(&request).await?;
+        return Answer::new(&plan, plan_text(&plan), None);
+    }
+    let outcome = run::run(request, &rules, &trusted).await?;
+    let index = &outcome.backup.index;
+    for warning in &index.warnings {
+        tracing::warn!("{warning}");
+    }
+    let decisions = match &outcome.retention {
+        run::Retention::Done(decisions) => Some(decisions.as_slice()),
+        run::Retention::NotDue(reason) => {
+            tracing::warn!("retention: {reason}");
+            None
+        }
+        run::Retention::Refused(refusal) => {
+            tracing::warn!("retention refused: {refusal}");
+            None
+        }
+        run::Retention::Failed(error) => {
+            tracing::warn!("retention: {error}");
+            None
+        }
+    };
+    let text = text(&outcome.backup, decisions.unwrap_or_default());
+    let failure = Failure::of_backup(&outcome.backup, &outcome.retention);
+    Answer::new(&Reply { backup: &outcome.backup, retention: decisions }, text, failure)
+}
+
+/// Sweeps what an earlier run left half made, and compares the store with its journal.
+fn prepare(
+    context: &Context,
+    store: &crate::store::Store,
+    lock: &crate::store::Lock,
+) -> Result<(crate::catalog::Catalog, Vec<Finding>), Failure> {
+    for rest in store.sweep(lock)? {
+        tracing::warn!("swept {}, left by a run that did not end", rest.display());
+    }
+    let catalog = run::read_catalog(store, &context.trusted()?)?;
+    let present: Vec<_> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
+    let journal = store.journal()?;
+    let mut findings: Vec<Finding> = journal
+        .vanished(&present)
+        .into_iter()
+        .map(|id| Finding {
+            kind: FindingKind::BackupVanished,
+            name: id.to_string(),
+            detail: "it was published, never pruned, and is gone: something deletes files in this store".to_owned(),
+        })
+        .collect();
+    findings.extend(journal.problem().map(|problem| Finding {
+        kind: FindingKind::FileMissing,
+        name: names::JOURNAL.to_owned(),
+        detail: problem,
+    }));
+    for backup in catalog.backups.iter().filter(|backup| !backup.problems().is_empty()) {
+        for verdict in backup.problems() {
+            tracing::warn!("{}: {}: {}", backup.dir_name, verdict.file, verdict.problem.unwrap_or_default());
+        }
+    }
+    store.reconcile(lock, &present, context.now)?;
+    Ok((catalog, findings))
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let rows = plan.members.iter().map(|member| {
+        let leader = if member.leader { "leader" } else { "follower" };
+        vec![
+            member.name.clone(),
+            member.endpoint.clone(),
+            leader.to_owned(),
+            size(member.db_bytes),
+            member.file.clone(),
+        ]
+    });
+    let mut text = Text::from(table(&["member", "endpoint", "role", "database", "file"], rows.collect(), &[3]));
+    for finding in &plan.findings {
+        text.line(format!("missing: {}: {}", finding.name, finding.detail));
+    }
+    text.line(format!("needs {} with the reserve, {} free", size(plan.needed_bytes), size(plan.free_bytes)));
+    text.into_string()
+}
+
+fn text(report: &BackupReport, decisions: &[Decision]) -> String {
+    let index = &report.index;
+    let rows = index.members.iter().map(|member| {
+        vec![
+            member.name.clone(),
+            or_dash(member.version.as_ref()),
+            or_dash(member.status_revision),
+            or_dash(member.plain_bytes.map(size)),
+            or_dash(member.sealed_bytes.map(size)),
+            member.proof.to_string(),
+            member.error.clone().unwrap_or_default(),
+        ]
+    });
+    let heading = ["member", "etcd", "revision", "plain", "sealed", "proof", "error"];
+    let mut text = Text::from(table(&heading, rows.collect(), &[2, 3, 4]));
+    let voting = index.members.iter().filter(|member| !member.learner).count();
+    let with_file = index.members.iter().filter(|member| member.file.is_some()).count();
+    text.line(format!("{with_file} of {voting} members · {} · {}", index.proof, index.path.display()));
+    let dropped = decisions.iter().filter(|decision| decision.action == crate::plan::retention::Action::Drop).count();
+    if dropped > 0 {
+        text.line("");
+        text.line(prune::decisions_table(decisions).trim_end());
+    }
+    text.into_string()
+}

@@ -1,0 +1,59 @@
+//! `list`: what exists, proved how far, how old.
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Context,
+    error::Failure,
+    table::{age, or_dash, size, table},
+};
+use crate::catalog::Backup;
+
+pub fn run(context: &Context) -> Result<Answer, Failure> {
+    let store = context.open_store()?;
+    let (catalog, vanished) = context.catalog(&store)?;
+    let backups: Vec<Value> = catalog.backups.iter().map(|backup| describe(context, backup)).collect();
+    let rows = catalog.backups.iter().map(|backup| {
+        let index = backup.signed().map(|signed| &signed.index);
+        let members = index.map(|index| {
+            let with_file = index.members.iter().filter(|member| member.file.is_some()).count();
+            format!("{with_file} of {}", index.members.iter().filter(|member| !member.learner).count())
+        });
+        vec![
+            backup.dir_name.to_string(),
+            or_dash(index.map(|index| age(context.now, index.created_at))),
+            backup.level().to_string(),
+            or_dash(members),
+            or_dash(index.map(|index| size(index.sealed_bytes()))),
+            backup.problems().first().map_or_else(String::new, |verdict| {
+                format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be"))
+            }),
+        ]
+    });
+    let mut text = table(&["backup", "age", "proof", "members", "sealed", "problem"], rows.collect(), &[1, 4]);
+    if catalog.backups.is_empty() {
+        text = format!("no backups in {}\n", store.path().display());
+    }
+    for id in &vanished {
+        tracing::warn!("{id} was published, never pruned, and is gone: something deletes files in this store");
+    }
+    let foreign = store.foreign()?;
+    Answer::new(&json!({ "backups": backups, "vanished": vanished, "foreign": foreign }), text, None)
+}
+
+fn describe(context: &Context, backup: &Backup) -> Value {
+    let index = backup.signed().map(|signed| &signed.index);
+    let age = index.map(|index| context.now.duration_since(index.created_at).as_secs());
+    json!({
+        "id": backup.dir_name,
+        "created_at": index.map(|index| index.created_at),
+        "age_seconds": age,
+        "proof": backup.level(),
+        "agreement": index.and_then(|index| index.agreement),
+        "partial": index.map(|index| index.partial),
+        "held": false,
+        "sealed_bytes": index.map(crate::record::Index::sealed_bytes),
+        "targets": ["store"],
+        "problems": backup.problems(),
+    })
+}

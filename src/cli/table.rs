@@ -1,0 +1,107 @@
+//! Tables and numbers for people.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use jiff::{SignedDuration, Timestamp};
+
+/// A table with a heading and no frame; the columns in `right` are numbers.
+pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(heading.iter().map(|name| name.to_uppercase()));
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    format!("{}\n", lines.join("\n"))
+}
+
+/// Text for people, line by line.
+#[derive(Default)]
+pub struct Text(String);
+
+impl Text {
+    /// Adds a line.
+    pub fn line(&mut self, line: impl AsRef<str>) {
+        self.0.push_str(line.as_ref());
+        self.0.push('\n');
+    }
+
+    /// The whole, each line with its end.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// Bytes with an IEC unit, three digits at the most: `23 B`, `1.5 KiB`, `612 MiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // Tenths in integers: a float would round 1023.96 MiB to "1024.0 MiB".
+    let mut unit = "KiB";
+    let mut tenths = u128::from(bytes).saturating_mul(10) / 1024;
+    for next in UNITS.into_iter().skip(1) {
+        if tenths < 10 * 1024 {
+            break;
+        }
+        tenths /= 1024;
+        unit = next;
+    }
+    if tenths < 1000 { format!("{}.{} {unit}", tenths / 10, tenths % 10) } else { format!("{} {unit}", tenths / 10) }
+}
+
+/// An age in its largest unit: `45s`, `12m`, `5h`, `3d`.
+pub fn age(now: Timestamp, then: Timestamp) -> String {
+    let seconds = now.duration_since(then).max(SignedDuration::ZERO).as_secs();
+    match seconds {
+        0..=59 => format!("{seconds}s"),
+        60..=3_599 => format!("{}m", seconds / 60),
+        3_600..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A number, or a dash.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits_and_a_unit() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (1_048_575, "1023 KiB"),
+            (612 << 20, "612 MiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn ages_have_one_unit_and_are_never_negative() {
+        let then: Timestamp = "2026-11-22T02:00:00Z".parse().unwrap();
+        for (seconds, text) in [(-5, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (172_800, "2d"), (864_000, "10d")] {
+            assert_eq!(age(then + SignedDuration::from_secs(seconds), then), text);
+        }
+    }
+}
