@@ -25,7 +25,7 @@ use self::{error::Failure, progress::Screen};
 use crate::{
     catalog::Catalog,
     policy::{Overrides, Policy, Sources},
-    record::{BackupId, Progress},
+    record::{Finding, Progress},
     run,
     sign::{PublicKey, SecretKey, Trusted},
     store::Store,
@@ -181,16 +181,16 @@ impl Context {
         Ok(Store::open(&self.policy.store.path)?)
     }
 
-    /// What the store holds, and what is gone from it. Without a trusted key nothing could be believed, and every backup would look broken.
-    fn catalog(&self, store: &Store) -> Result<(Catalog, Vec<BackupId>), Failure> {
+    /// What the store holds, and what its journal misses. Without a trusted key nothing could be believed, and every backup would look broken.
+    fn catalog(&self, store: &Store) -> Result<(Catalog, Vec<Finding>), Failure> {
         let trusted = self.trusted()?;
         if trusted.is_empty() {
             return Err(Failure::no_trusted_key(&self.policy.signing.secret_key_file));
         }
         let catalog = run::read_catalog(store, &trusted)?;
         let present: Vec<_> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
-        let vanished = store.vanished(&present)?;
-        Ok((catalog, vanished))
+        let findings = store.findings(&present)?;
+        Ok((catalog, findings))
     }
 }
 

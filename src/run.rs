@@ -1,5 +1,9 @@
 //! One scheduled run: the backup, then retention. Drivers call this; operations never call each other.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
+
 use crate::{
     at::PathError,
     catalog::{self, Catalog},
@@ -8,7 +12,7 @@ use crate::{
         prune,
     },
     plan::retention::{Decision, Refusal, Rules},
-    record::{BackupReport, ProofLevel},
+    record::{BackupId, BackupReport, ProofLevel},
     sign::Trusted,
     store::{self, Lock, Store},
 };
@@ -50,12 +54,12 @@ pub async fn run(mut request: Request<'_>, rules: &Rules, trusted: &Trusted) -> 
     Ok(Outcome { backup: BackupReport { index, targets: Vec::new() }, retention })
 }
 
-fn retain(store: &Store, lock: &Lock, rules: &Rules, trusted: &Trusted, now: jiff::Timestamp) -> Retention {
+fn retain(store: &Store, lock: &Lock, rules: &Rules, trusted: &Trusted, now: Timestamp) -> Retention {
     let decided = read_catalog(store, trusted).map(|catalog| (prune::plan(&catalog, rules, now, false), catalog));
     match decided {
         Err(error) => Retention::Failed(error.into()),
         Ok((Err(refusal), _)) => Retention::Refused(refusal),
-        Ok((Ok(decisions), catalog)) => match drop_backups(store, lock, &catalog, decisions, now) {
+        Ok((Ok(decisions), catalog)) => match drop_backups(store, lock, &catalog, decisions, rules, now) {
             Ok(decisions) => Retention::Done(decisions),
             Err(error) => Retention::Failed(error),
         },
@@ -79,10 +83,36 @@ pub fn drop_backups(
     lock: &Lock,
     catalog: &Catalog,
     decisions: Vec<Decision>,
-    now: jiff::Timestamp,
+    rules: &Rules,
+    now: Timestamp,
 ) -> Result<Vec<Decision>, store::Error> {
+    forget_vanished(store, lock, catalog, rules, now)?;
     prune::execute(catalog, decisions, |id| {
         store.record_pruned(lock, std::slice::from_ref(id), now)?;
         store.remove_backup(lock, id)
     })
+}
+
+/// A backup that vanished is a finding for as long as age alone would have kept it; after that it would be gone anyway.
+fn forget_vanished(
+    store: &Store,
+    lock: &Lock,
+    catalog: &Catalog,
+    rules: &Rules,
+    now: Timestamp,
+) -> Result<(), store::Error> {
+    let present: Vec<BackupId> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
+    let state = store.journal()?;
+    let vanished = state.vanished(&present);
+    let published = state.journal().map(|journal| journal.published.as_slice()).unwrap_or_default();
+    let expired: Vec<BackupId> = published
+        .iter()
+        .filter(|entry| vanished.contains(&entry.id) && is_older(entry.at, rules.keep_within, now))
+        .map(|entry| entry.id.clone())
+        .collect();
+    if expired.is_empty() { Ok(()) } else { store.record_pruned(lock, &expired, now) }
+}
+
+fn is_older(then: Timestamp, limit: Duration, now: Timestamp) -> bool {
+    Duration::try_from(now.duration_since(then)).is_ok_and(|age| age > limit)
 }

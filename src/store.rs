@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     at::{At as _, PathError},
     durable,
-    record::{BackupId, EtcdId, Journal, Marker, names},
+    record::{BackupId, EtcdId, Finding, FindingKind, Journal, Marker, names},
     sign::Sums,
 };
 
@@ -296,13 +296,23 @@ impl Store {
         journal::read(&self.path, self.id())
     }
 
-    /// Backups that were published, not pruned, and are not among `present`. Empty also where the journal itself is gone: ask
-    /// [`Store::journal`] for that.
+    /// What the journal shows to be wrong: backups that were published, not pruned, and are not among `present`; or a journal that cannot tell.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn vanished(&self, present: &[BackupId]) -> Result<Vec<BackupId>, Error> {
-        Ok(self.journal()?.vanished(present))
+    pub fn findings(&self, present: &[BackupId]) -> Result<Vec<Finding>, Error> {
+        let journal = self.journal()?;
+        let unusable = journal.problem().map(|detail| Finding {
+            kind: FindingKind::FileMissing,
+            name: names::JOURNAL.to_owned(),
+            detail,
+        });
+        let vanished = journal.vanished(present).into_iter().map(|id| Finding {
+            kind: FindingKind::BackupVanished,
+            name: id.to_string(),
+            detail: "it was published, never pruned, and is gone: something deletes files in this store".to_owned(),
+        });
+        Ok(unusable.into_iter().chain(vanished).collect())
     }
 
     /// Notes that a backup got its name, and the highest revision in it.

@@ -324,7 +324,7 @@ fn a_lost_marker_comes_back_from_the_journal_and_losses_are_named() {
     assert!(has(&report, &["files gone", "20261122T020000Z-0002/backup.json"]), "{report:#?}");
     let store = Store::open(&fixture.store).unwrap();
     assert_eq!(store.marker().lineage, [EtcdId(0xcafe)]);
-    assert_eq!(store.vanished(&[kept]).unwrap(), [gone], "it stays a finding");
+    assert_eq!(store.journal().unwrap().vanished(&[kept]), [gone], "it stays a finding");
 }
 
 #[test]
@@ -345,7 +345,11 @@ fn without_a_journal_only_trusted_backups_speak() {
         assert_eq!(report.store_id == first.store_id, trusted, "{report:#?}");
         let store = Store::open(&fixture.store).unwrap();
         assert_eq!(store.marker().lineage.is_empty(), !trusted);
-        assert_eq!(store.vanished(&[]).unwrap(), store.backup_ids().unwrap(), "the new journal knows what is there");
+        assert_eq!(
+            store.journal().unwrap().vanished(&[]),
+            store.backup_ids().unwrap(),
+            "the new journal knows what is there"
+        );
         let kept = report.created.iter().filter(|path| path.to_str().unwrap().contains("damaged")).count();
         assert_eq!(kept, usize::from(damaged));
         assert!(fixture.init().created.is_empty());
@@ -361,7 +365,7 @@ fn a_lost_journal_comes_back_with_a_warning() {
     let report = fixture.init();
     assert_eq!(report.created, [fixture.store.join(names::JOURNAL)]);
     assert!(has(&report, &["journal is gone", "that are there (1)"]), "{report:#?}");
-    assert_eq!(Store::open(&fixture.store).unwrap().vanished(&[]).unwrap(), [there]);
+    assert_eq!(Store::open(&fixture.store).unwrap().journal().unwrap().vanished(&[]), [there]);
 }
 
 #[test]

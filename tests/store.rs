@@ -352,7 +352,7 @@ fn what_was_published_not_pruned_and_is_gone_is_named() {
     fs::remove_dir_all(open.backup_path(&gone)).unwrap();
     let present = open.backup_ids().unwrap();
     assert_eq!(present, [kept]);
-    assert_eq!(open.vanished(&present).unwrap(), [gone]);
+    assert_eq!(open.journal().unwrap().vanished(&present), [gone]);
     let JournalState::Present(journal) = open.journal().unwrap() else { panic!() };
     assert_eq!(journal.pruned.len(), 1);
     assert_eq!(mode(&store.path.join(names::JOURNAL)), 0o600);
@@ -384,7 +384,7 @@ fn a_run_that_ended_early_is_reconciled() {
     let present = open.backup_ids().unwrap();
     assert_eq!(open.reconcile(&lock, &present, now()).unwrap(), [pruned.clone(), unknown.clone()]);
     assert!(open.reconcile(&lock, &present, now()).unwrap().is_empty());
-    assert_eq!(open.vanished(&[]).unwrap(), [pruned, unknown]);
+    assert_eq!(open.journal().unwrap().vanished(&[]), [pruned, unknown]);
 }
 
 #[test]
@@ -404,13 +404,13 @@ fn a_damaged_journal_is_a_state_and_is_kept() {
                 && fs::read(entry.path()).unwrap() == text.as_bytes()
         });
         assert_eq!(kept.count(), 1);
-        assert_eq!(open.vanished(&[]).unwrap(), [there.clone(), new]);
+        assert_eq!(open.journal().unwrap().vanished(&[]), [there.clone(), new]);
     }
     fs::remove_file(store.path.join(names::JOURNAL)).unwrap();
     assert_eq!(open.journal().unwrap(), JournalState::Missing);
     assert!(open.journal().unwrap().problem().is_some());
     open.record_pruned(&lock, &[], now()).unwrap();
-    assert_eq!(open.vanished(&[]).unwrap(), [there]);
+    assert_eq!(open.journal().unwrap().vanished(&[]), [there]);
 }
 
 // Sweeping
@@ -470,7 +470,7 @@ fn the_old_cleaner_eats_a_backup_and_it_is_named() {
     let whole: Vec<_> =
         open.backup_ids().unwrap().into_iter().filter(|id| open.backup_path(id).join(names::INDEX).exists()).collect();
     assert_eq!(whole, [new]);
-    assert_eq!(open.vanished(&whole).unwrap(), [old]);
+    assert_eq!(open.journal().unwrap().vanished(&whole), [old]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     ops::backup::{self, Plan, Request},
     plan::retention::Decision,
-    record::{BackupReport, Finding, FindingKind, names},
+    record::{BackupReport, Finding, FindingKind},
     run,
     seal::Recipients,
     sign::SecretKey,
@@ -124,28 +124,18 @@ fn prepare(
     for rest in store.sweep(lock)? {
         tracing::warn!("swept {}, left by a run that did not end", rest.display());
     }
-    let catalog = run::read_catalog(store, &context.trusted()?)?;
-    let present: Vec<_> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
-    let journal = store.journal()?;
-    let mut findings: Vec<Finding> = journal
-        .vanished(&present)
-        .into_iter()
-        .map(|id| Finding {
-            kind: FindingKind::BackupVanished,
-            name: id.to_string(),
-            detail: "it was published, never pruned, and is gone: something deletes files in this store".to_owned(),
-        })
-        .collect();
-    findings.extend(journal.problem().map(|problem| Finding {
-        kind: FindingKind::FileMissing,
-        name: names::JOURNAL.to_owned(),
-        detail: problem,
-    }));
-    for backup in catalog.backups.iter().filter(|backup| !backup.problems().is_empty()) {
+    let (catalog, mut findings) = context.catalog(store)?;
+    for backup in &catalog.backups {
         for verdict in backup.problems() {
-            tracing::warn!("{}: {}: {}", backup.dir_name, verdict.file, verdict.problem.unwrap_or_default());
+            let (name, detail) = (format!("{}/{}", backup.dir_name, verdict.file), verdict.problem.unwrap_or_default());
+            tracing::warn!("{name}: {detail}");
+            // A file that went behind our back is this run's to report: `verify` may not run for days.
+            if !backup.path.join(&verdict.file).exists() {
+                findings.push(Finding { kind: FindingKind::FileMissing, name, detail });
+            }
         }
     }
+    let present: Vec<_> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
     store.reconcile(lock, &present, context.now)?;
     Ok((catalog, findings))
 }

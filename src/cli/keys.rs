@@ -75,7 +75,7 @@ fn check(context: &Context) -> Result<Answer, Failure> {
         cancel: context.cancel.clone(),
         progress: Arc::clone(&context.progress),
     };
-    let report = tokio::task::block_in_place(|| verify::run(&request, &[backup], &[]))?;
+    let report = tokio::task::block_in_place(|| verify::run(&request, &[backup], Vec::new()))?;
     let id = backup.dir_name.clone();
     let failure = super::verify::failure(&report, None);
     let table = if report.ok { format!("the identity opens every file of {id}\n") } else { String::new() };

@@ -11,7 +11,7 @@ use crate::catalog::Backup;
 
 pub fn run(context: &Context) -> Result<Answer, Failure> {
     let store = context.open_store()?;
-    let (catalog, vanished) = context.catalog(&store)?;
+    let (catalog, findings) = context.catalog(&store)?;
     let backups: Vec<Value> = catalog.backups.iter().map(|backup| describe(context, backup)).collect();
     let rows = catalog.backups.iter().map(|backup| {
         let index = backup.signed().map(|signed| &signed.index);
@@ -34,11 +34,11 @@ pub fn run(context: &Context) -> Result<Answer, Failure> {
     if catalog.backups.is_empty() {
         text = format!("no backups in {}\n", store.path().display());
     }
-    for id in &vanished {
-        tracing::warn!("{id} was published, never pruned, and is gone: something deletes files in this store");
+    for finding in &findings {
+        tracing::warn!("{}: {}", finding.name, finding.detail);
     }
     let foreign = store.foreign()?;
-    Answer::new(&json!({ "backups": backups, "vanished": vanished, "foreign": foreign }), text, None)
+    Answer::new(&json!({ "backups": backups, "findings": findings, "foreign": foreign }), text, None)
 }
 
 fn describe(context: &Context, backup: &Backup) -> Value {

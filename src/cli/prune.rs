@@ -30,12 +30,13 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
     let store = context.open_store()?;
     let lock = store.lock()?;
     let (catalog, _) = context.catalog(&store)?;
-    let mut decisions = prune::plan(&catalog, &rules(&context.policy), context.now, arguments.accept_gap)?;
+    let rules = rules(&context.policy);
+    let mut decisions = prune::plan(&catalog, &rules, context.now, arguments.accept_gap)?;
     if !arguments.dry_run {
         for rest in store.sweep(&lock)? {
             tracing::warn!("swept {}, left by a run that did not end", rest.display());
         }
-        decisions = run::drop_backups(&store, &lock, &catalog, decisions, context.now)?;
+        decisions = run::drop_backups(&store, &lock, &catalog, decisions, &rules, context.now)?;
     }
     let dropped = decisions.iter().filter(|decision| decision.action == Action::Drop).count();
     let mut text = Text::from(decisions_table(&decisions));

@@ -44,8 +44,8 @@ fn level(text: &str) -> Result<ProofLevel, String> {
 
 pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> {
     let store = context.open_store()?;
-    let (catalog, vanished) = context.catalog(&store)?;
-    if catalog.backups.is_empty() && vanished.is_empty() {
+    let (catalog, findings) = context.catalog(&store)?;
+    if catalog.backups.is_empty() && findings.is_empty() {
         return Err(Failure::no_backup(store.path()));
     }
     let identity_at_hand = context.policy.encryption.identity_file.exists();
@@ -62,7 +62,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
         cancel: context.cancel.clone(),
         progress: Arc::clone(&context.progress),
     };
-    let report = verify::run(&request, &backups, &vanished)?;
+    let report = verify::run(&request, &backups, findings)?;
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }

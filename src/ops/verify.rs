@@ -10,9 +10,7 @@ use crate::{
     at::PathError,
     catalog::{self, Backup, Signed},
     proof::{self, Expected, Seen},
-    record::{
-        BackupId, Event, FileVerdict, Finding, FindingKind, Index, Member, Progress, ProofLevel, ProofRecord, names,
-    },
+    record::{BackupId, Event, FileVerdict, Finding, Index, Member, Progress, ProofLevel, ProofRecord, names},
     seal::{Identities, OpenError},
     sign::SecretKey,
 };
@@ -83,11 +81,11 @@ pub struct Request<'a> {
 
 /// Judges `backups` one after the other, and records each verdict beside the backup where a key is at hand.
 ///
-/// `vanished` are ids that the journal published and never pruned, and that are gone.
+/// `findings` are what the store's journal shows to be wrong beside them.
 ///
 /// # Errors
 /// [`Error`]: only what prevents a verdict. What is wrong with a backup is in the [`Report`].
-pub fn run(request: &Request<'_>, backups: &[&Backup], vanished: &[BackupId]) -> Result<Report, Error> {
+pub fn run(request: &Request<'_>, backups: &[&Backup], findings: Vec<Finding>) -> Result<Report, Error> {
     let mut results = Vec::new();
     let mut warnings = Vec::new();
     let mut partial = false;
@@ -105,14 +103,6 @@ pub fn run(request: &Request<'_>, backups: &[&Backup], vanished: &[BackupId]) ->
         drop(held);
         results.push(outcome);
     }
-    let findings: Vec<Finding> = vanished
-        .iter()
-        .map(|id| Finding {
-            kind: FindingKind::BackupVanished,
-            name: id.to_string(),
-            detail: "it was published, never pruned, and is gone: something deletes files in this store".to_owned(),
-        })
-        .collect();
     let ok = findings.is_empty() && results.iter().all(|result| result.ok);
     Ok(Report { ok, level: request.level, partial, results, findings, warnings })
 }
