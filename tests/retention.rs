@@ -1,0 +1,350 @@
+//! What retention may never do, for any catalogue, policy and time; and how it acts on real directories.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a failed test is a panic"
+)]
+
+#[path = "support/backup.rs"]
+mod backup;
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use backup::{CLUSTER, Golden, STORE, key, time, trusting};
+use etcd_dr::{
+    catalog::{self, Catalog},
+    durable,
+    ops::prune,
+    plan::retention::{Action, Candidate, Decision, MAX_GAP, Refusal, Rules, decide},
+    record::{BackupId, ProofLevel},
+    sign::SecretKey,
+};
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+
+const HOUR: u64 = 3600;
+const LEVELS: [ProofLevel; 6] =
+    [ProofLevel::None, ProofLevel::Digest, ProofLevel::Open, ProofLevel::Sound, ProofLevel::Boot, ProofLevel::Serve];
+
+fn start() -> Timestamp {
+    time("2026-01-01T00:00:00Z")
+}
+
+fn level() -> impl Strategy<Value = ProofLevel> {
+    (0..LEVELS.len()).prop_map(|at| LEVELS[at])
+}
+
+/// Up to thirty backups, hours or weeks apart, mostly whole; several may be of one second.
+fn catalogue() -> impl Strategy<Value = Vec<Candidate>> {
+    let step = prop_oneof![3 => 0..30_u64, 3 => Just(24), 1 => 0..2000_u64];
+    let one = (step, level(), prop::bool::weighted(0.8), prop::bool::weighted(0.1), prop::bool::weighted(0.85));
+    prop::collection::vec(one, 0..30).prop_map(|rows| {
+        let mut hours = 0;
+        let candidate = |(salt, (step, level, complete, in_use, trusted))| {
+            hours += step;
+            let created_at = start() + Duration::from_secs(hours * HOUR);
+            let id = BackupId::new(created_at, u16::try_from(salt).unwrap());
+            Candidate { id, created_at, level, complete, in_use, trusted }
+        };
+        rows.into_iter().enumerate().map(candidate).collect()
+    })
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    (0..800_u64, 0..5_u32, level(), 0..5_u32, 0..5_u32, 0..5_u32).prop_map(
+        |(hours, keep_proved, min_proof, keep_daily, keep_weekly, keep_monthly)| Rules {
+            keep_within: Duration::from_secs(hours * HOUR),
+            keep_proved,
+            min_proof,
+            keep_daily,
+            keep_weekly,
+            keep_monthly,
+        },
+    )
+}
+
+/// From before the newest backup to far beyond it.
+fn later(backups: &[Candidate], hours: i64) -> Timestamp {
+    let newest = backups.iter().filter(|b| b.trusted).map(|b| b.created_at).max().unwrap_or_else(start);
+    newest + SignedDuration::from_hours(hours)
+}
+
+fn dropped(decisions: &[Decision]) -> BTreeSet<BackupId> {
+    decisions.iter().filter(|d| d.action == Action::Drop).map(|d| d.id.clone()).collect()
+}
+
+fn proved(backup: &Candidate) -> ProofLevel {
+    if backup.trusted && backup.complete { backup.level } else { ProofLevel::None }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn what_is_proved_survives(backups in catalogue(), rules in rules(), hours in 0..5000_i64, accept: bool) {
+        let Ok(decisions) = decide(&backups, &rules, later(&backups, hours), accept) else { return Ok(()) };
+        let dropped = dropped(&decisions);
+        // The last proved one, at whatever level; with none proved, everything.
+        let best: Vec<_> = backups.iter().filter(|b| proved(b) > ProofLevel::None).collect();
+        prop_assert!(best.iter().any(|b| !dropped.contains(&b.id)) || (best.is_empty() && dropped.is_empty()));
+        // The newest that reached the minimum, `keep_proved` of them.
+        let min = rules.min_proof.max(ProofLevel::Digest);
+        let mut floor: Vec<_> = best.iter().filter(|b| proved(b) >= min).collect();
+        floor.sort_by_key(|b| (b.created_at, &b.id));
+        let count = usize::try_from(rules.keep_proved.max(1)).unwrap();
+        prop_assert!(floor.iter().rev().take(count).all(|b| !dropped.contains(&b.id)));
+        // Whatever their levels, so many proved ones are left, if there were so many.
+        let left = best.iter().filter(|b| !dropped.contains(&b.id)).count();
+        prop_assert!(left >= count.min(best.len()));
+    }
+
+    #[test]
+    fn nothing_unknown_young_or_in_use_is_dropped(backups in catalogue(), rules in rules(), hours in 0..5000_i64) {
+        let now = later(&backups, hours);
+        let Ok(decisions) = decide(&backups, &rules, now, true) else { return Ok(()) };
+        let dropped = dropped(&decisions);
+        for backup in &backups {
+            let young = now.duration_since(backup.created_at) < SignedDuration::try_from(rules.keep_within).unwrap();
+            prop_assert!(!dropped.contains(&backup.id) || (backup.trusted && !backup.in_use && !young));
+        }
+    }
+
+    #[test]
+    fn each_is_decided_once_whatever_the_order(
+        (backups, shuffled) in catalogue().prop_flat_map(|backups| (Just(backups.clone()), Just(backups).prop_shuffle())),
+        rules in rules(), hours in -50..5000_i64, accept: bool,
+    ) {
+        let now = later(&backups, hours);
+        let decided = decide(&backups, &rules, now, accept);
+        prop_assert_eq!(&decided, &decide(&shuffled, &rules, now, accept));
+        let Ok(decisions) = decided else { return Ok(()) };
+        let ids: Vec<_> = decisions.iter().map(|d| &d.id).collect();
+        prop_assert_eq!(ids, backups.iter().map(|b| &b.id).collect::<Vec<_>>());
+        prop_assert!(decisions.iter().all(|d| !d.reasons.is_empty()));
+    }
+
+    #[test]
+    fn more_time_never_un_prunes(
+        backups in catalogue(), rules in rules(), hours in 0..5000_i64, more in 0..5000_i64, accept: bool,
+    ) {
+        let first = decide(&backups, &rules, later(&backups, hours), accept);
+        let second = decide(&backups, &rules, later(&backups, hours + more), accept);
+        if let (Ok(first), Ok(second)) = (&first, &second) {
+            prop_assert!(dropped(first).is_subset(&dropped(second)));
+        }
+        // With a person's word only the clock can refuse, and it is ahead.
+        prop_assert!(!accept || (first.is_ok() && second.is_ok()));
+    }
+
+    #[test]
+    fn after_a_prune_nothing_is_left_to_do_or_to_refuse(
+        backups in catalogue(), rules in rules(), hours in 0..5000_i64, accept: bool,
+    ) {
+        let now = later(&backups, hours);
+        let Ok(decisions) = decide(&backups, &rules, now, accept) else { return Ok(()) };
+        let dropped = dropped(&decisions);
+        let left: Vec<_> = backups.into_iter().filter(|b| !dropped.contains(&b.id)).collect();
+        let again = decide(&left, &rules, now, false);
+        prop_assert!(again.is_ok_and(|again| again.iter().all(|d| d.action == Action::Keep)));
+    }
+
+    #[test]
+    fn a_clock_behind_a_signed_time_refuses(backups in catalogue(), rules in rules(), hours in 1..5000_i64, accept: bool) {
+        prop_assume!(backups.iter().any(|b| b.trusted));
+        let refused = decide(&backups, &rules, later(&backups, -hours), accept);
+        let refused = matches!(refused, Err(Refusal::ClockBehind { .. }));
+        prop_assert!(refused);
+    }
+
+    #[test]
+    fn what_is_not_trusted_decides_nothing(backups in catalogue(), rules in rules(), hours in 0..5000_i64, accept: bool) {
+        let now = later(&backups, hours);
+        let trusted: Vec<_> = backups.iter().filter(|b| b.trusted).cloned().collect();
+        let with = decide(&backups, &rules, now, accept);
+        let without = decide(&trusted, &rules, now, accept);
+        match (with, without) {
+            (Ok(with), Ok(without)) => prop_assert_eq!(dropped(&with), dropped(&without)),
+            (with, without) => prop_assert_eq!(with.err(), without.err()),
+        }
+    }
+}
+
+/// One proved backup a night for `nights`, the first on 1 January.
+fn nightly(nights: u64) -> Vec<Candidate> {
+    (0..nights).map(|night| proved_on(start() + Duration::from_secs(night * 24 * HOUR))).collect()
+}
+
+fn proved_on(created_at: Timestamp) -> Candidate {
+    let id = BackupId::new(created_at, 0);
+    Candidate { id, created_at, level: ProofLevel::Open, complete: true, in_use: false, trusted: true }
+}
+
+fn five_days() -> Rules {
+    Rules {
+        keep_within: Duration::from_secs(5 * 24 * HOUR),
+        keep_proved: 3,
+        min_proof: ProofLevel::Open,
+        keep_daily: 0,
+        keep_weekly: 0,
+        keep_monthly: 0,
+    }
+}
+
+/// Runs a backup a night and retention after it, and says how many nights were refused.
+fn simulate(rules: &Rules, backups: &mut Vec<Candidate>, nights: std::ops::Range<u64>) -> usize {
+    let mut refused = 0;
+    for night in nights {
+        let now = start() + Duration::from_secs(night * 24 * HOUR);
+        backups.push(proved_on(now));
+        match decide(backups, rules, now + Duration::from_secs(60), false) {
+            Ok(decisions) => {
+                let dropped = dropped(&decisions);
+                backups.retain(|b| !dropped.contains(&b.id));
+            }
+            Err(Refusal::Gap { .. }) => refused += 1,
+            Err(refusal) => panic!("{refusal}"),
+        }
+    }
+    refused
+}
+
+#[test]
+fn years_of_nightly_runs_are_never_refused() {
+    for (daily, weekly, monthly) in [(0, 0, 0), (7, 4, 12), (0, 0, 24), (0, 60, 0)] {
+        let rules = Rules { keep_daily: daily, keep_weekly: weekly, keep_monthly: monthly, ..five_days() };
+        let mut backups = Vec::new();
+        assert_eq!(simulate(&rules, &mut backups, 0..1100), 0, "{rules:?}");
+        let most = usize::try_from(6 + daily + weekly + monthly).unwrap();
+        assert!(backups.len() <= most && backups.len() >= usize::try_from(monthly.max(weekly)).unwrap(), "{rules:?}");
+    }
+}
+
+#[test]
+fn after_a_long_sleep_it_waits_for_a_person_and_not_for_the_next_night() {
+    let mut backups = Vec::new();
+    assert_eq!(simulate(&five_days(), &mut backups, 0..30), 0);
+    assert_eq!(backups.len(), 5);
+    assert_eq!(simulate(&five_days(), &mut backups, 100..110), 10);
+    assert_eq!(backups.len(), 15);
+    let now = start() + Duration::from_secs(109 * 24 * HOUR + 60);
+    let accepted = dropped(&decide(&backups, &five_days(), now, true).unwrap());
+    assert_eq!(accepted.len(), 10);
+    backups.retain(|b| !accepted.contains(&b.id));
+    assert_eq!(simulate(&five_days(), &mut backups, 110..140), 0);
+}
+
+#[test]
+fn a_gap_is_more_than_thirty_days_and_needs_something_to_lose() {
+    let backups = nightly(5);
+    let newest = backups[4].created_at;
+    assert!(decide(&backups, &five_days(), newest + MAX_GAP, false).is_ok());
+    let asleep = newest + MAX_GAP + SignedDuration::from_secs(1);
+    let refused = decide(&backups, &five_days(), asleep, false).unwrap_err();
+    assert_eq!(refused, Refusal::Gap { from: newest, to: asleep, drops: 2 });
+    assert!(decide(&backups, &five_days(), asleep, true).is_ok());
+    assert!(decide(&backups[..3], &five_days(), asleep, false).is_ok());
+}
+
+/// A store on disk with one backup on each of ten nights, and the rules that drop five of them.
+fn store() -> (tempfile::TempDir, SecretKey) {
+    let (root, key) = (tempfile::tempdir().unwrap(), key());
+    for day in 10..20 {
+        Golden::at(&format!("2026-11-{day}T02:00:00Z")).write(root.path(), &key);
+    }
+    (root, key)
+}
+
+fn read(root: &Path, key: &SecretKey) -> Catalog {
+    catalog::read(root, Some(STORE), &[CLUSTER], &trusting(&[key])).unwrap()
+}
+
+fn days(backups: &Catalog) -> Vec<i8> {
+    backups.backups.iter().map(|b| b.time().to_zoned(jiff::tz::TimeZone::UTC).day()).collect()
+}
+
+#[test]
+fn prune_drops_what_is_old_and_leaves_what_is_read() {
+    let (root, key) = store();
+    let now = time("2026-11-19T02:30:00Z");
+    let read_before = read(root.path(), &key);
+    let reader = catalog::hold_shared(&read_before.backups[1]).unwrap();
+    let planned = prune::plan(&read_before, &five_days(), now, false).unwrap();
+    assert_eq!(planned[1].reasons, ["in use"]);
+    assert_eq!(planned[0].reasons, ["older than 5d, no rule keeps it"]);
+    assert_eq!(planned[9].reasons, ["younger than 5d", "one of the 3 newest proved (open)"]);
+    assert_eq!(dropped(&planned).len(), 4);
+
+    // Another reader comes between the plan and the deed.
+    let late = catalog::hold_shared(&read_before.backups[2]).unwrap();
+    let mut asked = Vec::new();
+    let remove = |id: &BackupId| {
+        asked.push(id.clone());
+        durable::remove_dir(&root.path().join(id.as_str()))
+    };
+    let done = prune::execute(&read_before, planned, remove).unwrap();
+    assert_eq!(done[2], Decision { id: done[2].id.clone(), action: Action::Keep, reasons: vec!["in use".to_owned()] });
+    assert_eq!(asked, dropped(&done).into_iter().collect::<Vec<_>>());
+    assert_eq!(days(&read(root.path(), &key)), [11, 12, 15, 16, 17, 18, 19]);
+
+    drop((reader, late));
+    let again = prune::plan(&read(root.path(), &key), &five_days(), now, false).unwrap();
+    assert_eq!(dropped(&again).len(), 2);
+}
+
+#[test]
+fn prune_stops_at_the_first_error() {
+    let (root, key) = store();
+    let catalog = read(root.path(), &key);
+    let planned = prune::plan(&catalog, &five_days(), time("2026-11-19T02:30:00Z"), false).unwrap();
+    let mut left = 2;
+    let remove = |id: &BackupId| {
+        left -= 1;
+        if left == 0 {
+            Err("the journal is full")
+        } else {
+            durable::remove_dir(&root.path().join(id.as_str())).map_err(|_cause| "")
+        }
+    };
+    assert_eq!(prune::execute(&catalog, planned, remove), Err("the journal is full"));
+    assert_eq!(days(&read(root.path(), &key)), [11, 12, 13, 14, 15, 16, 17, 18, 19]);
+}
+
+#[test]
+fn damaged_and_renamed_backups_hold_no_place_and_are_not_dropped() {
+    let (root, key) = store();
+    let path = |day: u8| root.path().join(format!("202611{day}T020000Z-7f3a"));
+    // The three newest: one lost a file, one was renamed, one failed a later proof.
+    std::fs::remove_file(path(19).join("etcd-k8s.db.zst.age")).unwrap();
+    backup::rename(&path(18), &root.path().join("20261118T020000Z-0000"));
+    let failed = backup::proof_of(&path(17), ProofLevel::Digest, false, "2026-11-18T00:00:00Z");
+    catalog::write_proof(&path(17), &failed, &key).unwrap();
+    let catalog = read(root.path(), &key);
+    let rules = Rules { keep_within: Duration::ZERO, ..five_days() };
+    let decisions = prune::plan(&catalog, &rules, time("2026-11-19T02:30:00Z"), false).unwrap();
+    let kept: Vec<_> =
+        decisions.iter().filter(|d| d.action == Action::Keep).map(|d| (d.id.as_str(), d.reasons[0].as_str())).collect();
+    assert_eq!(
+        kept,
+        [
+            ("20261114T020000Z-7f3a", "one of the 3 newest proved (open)"),
+            ("20261115T020000Z-7f3a", "one of the 3 newest proved (open)"),
+            ("20261116T020000Z-7f3a", "one of the 3 newest proved (open)"),
+            ("20261118T020000Z-0000", "not readable: kept and listed"),
+        ]
+    );
+}
+
+#[test]
+fn decisions_are_written_as_the_contract_says() {
+    let decisions = decide(&nightly(10), &five_days(), start() + Duration::from_secs(9 * 24 * HOUR), false).unwrap();
+    assert_eq!(
+        serde_json::to_value(&decisions[0]).unwrap(),
+        serde_json::json!({
+            "id": "20260101T000000Z-0000", "action": "drop", "reasons": ["older than 5d, no rule keeps it"],
+        })
+    );
+    assert_eq!(serde_json::to_value(&decisions[9]).unwrap()["action"], "keep");
+}
