@@ -13,7 +13,7 @@ mod backup;
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -528,6 +528,19 @@ fn a_backup_that_was_removed_cannot_be_held() {
     assert!(store.read().backups.is_empty());
 }
 
+/// The kernel lists who waits for a lock as a line with an arrow and the file's inode.
+fn wait_until_somebody_waits_for(path: &Path) {
+    let inode = format!(":{} ", fs::metadata(path).unwrap().ino());
+    for _ in 0..1000 {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        if locks.lines().any(|line| line.contains("->") && line.contains(&inode)) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("nobody waits for {}", path.display());
+}
+
 #[test]
 fn who_waits_for_a_backup_that_is_being_pruned_finds_it_gone() {
     let store = Store::new();
@@ -537,6 +550,7 @@ fn who_waits_for_a_backup_that_is_being_pruned_finds_it_gone() {
         let found = found.clone();
         move || catalog::hold_shared(&found).map(drop)
     });
+    wait_until_somebody_waits_for(&store.dir.join(names::INDEX));
     etcd_dr::durable::remove_dir(&store.dir).unwrap();
     drop(held);
     assert_eq!(waiting.join().unwrap().unwrap_err().source.kind(), std::io::ErrorKind::NotFound);

@@ -248,6 +248,92 @@ fn a_gap_is_more_than_thirty_days_and_needs_something_to_lose() {
     assert!(decide(&backups[..3], &five_days(), asleep, false).is_ok());
 }
 
+#[test]
+fn what_ages_out_after_a_gap_is_no_reason_to_refuse() {
+    // Young enough to be kept when the gap ended, so nothing would have gone at once.
+    let rules = Rules { keep_within: Duration::from_secs(60 * 24 * HOUR), keep_proved: 1, ..five_days() };
+    let mut backups = nightly(3);
+    assert_eq!(simulate(&rules, &mut backups, 40..100), 0);
+    assert_eq!(backups.first().unwrap().created_at, start() + Duration::from_secs(40 * 24 * HOUR));
+}
+
+/// Time, level, complete, and why it is kept; empty where it is dropped.
+type Row<'a> = (&'a str, ProofLevel, bool, &'a [&'a str]);
+
+fn check(rules: &Rules, now: &str, rows: &[Row<'_>]) {
+    let backup = |(created_at, level, complete, _): &Row<'_>| Candidate {
+        level: *level,
+        complete: *complete,
+        ..proved_on(time(created_at))
+    };
+    let backups: Vec<_> = rows.iter().map(backup).collect();
+    for (decision, (created_at, _, _, reasons)) in decide(&backups, rules, time(now), true).unwrap().iter().zip(rows) {
+        let dropped = ["no rule keeps it"];
+        let reasons = if reasons.is_empty() { &dropped[..] } else { *reasons };
+        let said = decision.reasons.iter().map(|r| r.trim_start_matches("older than 0s, ")).collect::<Vec<_>>();
+        assert_eq!(said, reasons, "{created_at}");
+    }
+}
+
+#[test]
+fn the_calendar_takes_the_newest_proved_of_each_day_week_and_month_in_utc() {
+    use ProofLevel::{Digest, None, Open};
+    let floor = "one of the 1 newest proved (open)";
+    let none = Rules { keep_within: Duration::ZERO, keep_proved: 0, ..five_days() };
+    #[rustfmt::skip]
+    check(&Rules { keep_daily: 3, ..none.clone() }, "2026-11-23T00:00:00Z", &[
+        ("2026-11-17T02:00:00Z", Open,   true,  &[]),
+        ("2026-11-18T02:00:00Z", Digest, true,  &[]),
+        ("2026-11-18T14:00:00Z", Digest, true,  &["daily 2026-11-18"]),
+        ("2026-11-20T02:00:00Z", Open,   true,  &[]),
+        ("2026-11-20T14:00:00Z", Open,   true,  &["daily 2026-11-20"]),
+        // Newer, and no better than nothing: neither takes the place of the proved one.
+        ("2026-11-20T15:00:00Z", Digest, true,  &[]),
+        ("2026-11-20T23:59:59Z", Open,   false, &[]),
+        ("2026-11-21T00:00:00Z", Open,   true,  &[floor, "daily 2026-11-21"]),
+        // A day on which nothing was proved takes no place.
+        ("2026-11-22T02:00:00Z", None,   true,  &[]),
+    ]);
+    #[rustfmt::skip]
+    check(&Rules { keep_weekly: 2, ..none.clone() }, "2027-02-01T00:00:00Z", &[
+        ("2026-12-27T02:00:00Z", Open, true, &[]),
+        // The first days of 2027 belong to the last ISO week of 2026.
+        ("2026-12-28T02:00:00Z", Open, true, &[]),
+        ("2027-01-03T23:59:59Z", Open, true, &["weekly 2026-W53"]),
+        ("2027-01-04T00:00:00Z", Open, true, &[floor, "weekly 2027-W01"]),
+    ]);
+    #[rustfmt::skip]
+    check(&Rules { keep_monthly: 2, ..none }, "2027-02-01T00:00:00Z", &[
+        ("2026-10-31T02:00:00Z", Open, true, &[]),
+        ("2026-11-01T02:00:00Z", Open, true, &[]),
+        ("2026-11-30T23:59:59Z", Open, true, &["monthly 2026-11"]),
+        ("2027-01-31T00:00:00Z", Open, true, &[floor, "monthly 2027-01"]),
+    ]);
+}
+
+#[test]
+fn the_floor_is_filled_from_the_next_lower_level_newest_first() {
+    use ProofLevel::{Boot, Digest, None, Open, Sound};
+    let rules = Rules { keep_within: Duration::ZERO, min_proof: Sound, keep_proved: 4, ..five_days() };
+    #[rustfmt::skip]
+    check(&rules, "2026-11-23T00:00:00Z", &[
+        ("2026-11-14T02:00:00Z", Boot,   true,  &["one of the 4 newest proved (sound)"]),
+        ("2026-11-15T02:00:00Z", Open,   true,  &[]),
+        ("2026-11-16T02:00:00Z", Open,   true,  &["one of the 4 newest proved (open: too few reached sound)"]),
+        ("2026-11-17T02:00:00Z", Sound,  true,  &["one of the 4 newest proved (sound)"]),
+        ("2026-11-18T02:00:00Z", Open,   true,  &["one of the 4 newest proved (open: too few reached sound)"]),
+        ("2026-11-19T02:00:00Z", Sound,  false, &[]),
+        ("2026-11-20T02:00:00Z", Digest, true,  &[]),
+        ("2026-11-21T02:00:00Z", None,   true,  &[]),
+    ]);
+    let nothing = "no backup is proved: nothing is dropped";
+    #[rustfmt::skip]
+    check(&rules, "2026-11-23T00:00:00Z", &[
+        ("2026-11-20T02:00:00Z", None,  true,  &[nothing]),
+        ("2026-11-21T02:00:00Z", Sound, false, &[nothing]),
+    ]);
+}
+
 /// A store on disk with one backup on each of ten nights, and the rules that drop five of them.
 fn store() -> (tempfile::TempDir, SecretKey) {
     let (root, key) = (tempfile::tempdir().unwrap(), key());
