@@ -44,7 +44,12 @@ pub struct Outcome {
 /// # Errors
 /// [`backup::Error`]. What goes wrong behind a good backup is in the [`Outcome`].
 pub async fn run(mut request: Request<'_>, rules: &Rules, trusted: &Trusted) -> Result<Outcome, backup::Error> {
+    let present: Vec<BackupId> = request.catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
     let index = backup::run(&mut request).await?;
+    // After the backup, so that a run that fails does not hide what this corrects from the one that succeeds.
+    if let Err(error) = request.store.reconcile(request.lock, &present, index.finished_at) {
+        tracing::warn!("the journal was not compared with the store: {error}");
+    }
     let proved = index.primary.is_some() && index.proof >= rules.min_proof.max(ProofLevel::Digest);
     let retention = if proved {
         retain(request.store, request.lock, rules, trusted, index.finished_at)

@@ -1,6 +1,6 @@
 //! `backup`: the main job.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use clap::Args;
 use serde::Serialize;
@@ -12,13 +12,14 @@ use super::{
     table::{Text, or_dash, size, table},
 };
 use crate::{
+    catalog::Catalog,
     ops::backup::{self, Plan, Request},
     plan::retention::Decision,
     record::{BackupReport, Finding, FindingKind},
     run,
     seal::Recipients,
     sign::SecretKey,
-    store::guard,
+    store::{Store, guard},
 };
 
 /// Arguments of `backup`.
@@ -58,8 +59,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
     }
     let policy = &policy;
     let recipients = Recipients::parse(&policy.encryption.recipients)?;
-    guard::check_secret_file(&policy.signing.secret_key_file)?;
-    let signing = SecretKey::load(&policy.signing.secret_key_file)?;
+    let signing = signing_key(&policy.signing.secret_key_file)?;
     let key = policy.cluster.client.as_ref().map(|client| &client.key_file);
     let password = policy.cluster.user.as_ref().map(|login| &login.password_file);
     for secret in key.into_iter().chain(password) {
@@ -71,7 +71,12 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
     let rules = prune::rules(policy);
     let mut store = context.open_store()?;
     let lock = store.lock()?;
-    let (catalog, findings) = prepare(context, &store, &lock)?;
+    if !arguments.dry_run {
+        for rest in store.sweep(&lock)? {
+            tracing::warn!("swept {}, left by a run that did not end", rest.display());
+        }
+    }
+    let (catalog, findings) = look_around(context, &store)?;
     let request = Request {
         policy,
         store: &mut store,
@@ -115,16 +120,21 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
     Answer::new(&Reply { backup: &outcome.backup, retention: decisions }, text, failure)
 }
 
-/// Sweeps what an earlier run left half made, and compares the store with its journal.
-fn prepare(
-    context: &Context,
-    store: &crate::store::Store,
-    lock: &crate::store::Lock,
-) -> Result<(crate::catalog::Catalog, Vec<Finding>), Failure> {
-    for rest in store.sweep(lock)? {
-        tracing::warn!("swept {}, left by a run that did not end", rest.display());
+/// The key that signs; `init` makes it.
+fn signing_key(path: &Path) -> Result<SecretKey, Failure> {
+    if !path.exists() {
+        return Err(Failure::no_signing_key(path));
     }
+    guard::check_secret_file(path)?;
+    Ok(SecretKey::load(path)?)
+}
+
+/// What is in the store, and what is wrong there.
+fn look_around(context: &Context, store: &Store) -> Result<(Catalog, Vec<Finding>), Failure> {
     let (catalog, mut findings) = context.catalog(store)?;
+    for finding in &findings {
+        tracing::warn!("{}: {}", finding.name, finding.detail);
+    }
     for backup in &catalog.backups {
         for verdict in backup.problems() {
             let (name, detail) = (format!("{}/{}", backup.dir_name, verdict.file), verdict.problem.unwrap_or_default());
@@ -135,8 +145,6 @@ fn prepare(
             }
         }
     }
-    let present: Vec<_> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
-    store.reconcile(lock, &present, context.now)?;
     Ok((catalog, findings))
 }
 

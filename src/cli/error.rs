@@ -104,6 +104,12 @@ impl Failure {
         )
     }
 
+    /// There is no key to sign with.
+    pub fn no_signing_key(path: &Path) -> Self {
+        let message = format!("{} is not there: no signing key, no backup that could be believed", path.display());
+        Self::new(USAGE, "signing_key", message, "make one with `etcd-dr init`".to_owned())
+    }
+
     /// The store is empty.
     pub fn no_backup(store: &Path) -> Self {
         let hint = "make one with `etcd-dr backup`".to_owned();

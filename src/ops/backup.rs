@@ -225,7 +225,11 @@ pub async fn run(request: &mut Request<'_>) -> Result<Index, Error> {
     request.store.accept_cluster(request.lock, index.cluster_id)?;
     pending.publish(id.as_str())?;
     let revision = index.members.iter().filter_map(|member| member.status_revision).max();
-    request.store.record_published(request.lock, &id, index.cluster_id, revision, request.now)?;
+    // The backup has its name: what fails from here on is no reason to say that there is none. The next run puts the journal right.
+    let noted = request.store.record_published(request.lock, &id, index.cluster_id, revision, request.now);
+    if let Err(error) = noted {
+        tracing::warn!("the journal does not know of {id} yet: {error}");
+    }
     Ok(index)
 }
 
