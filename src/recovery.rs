@@ -12,7 +12,8 @@ use crate::{
 /// # Errors
 /// None that a string can give; the formatter's are passed on.
 pub fn render(index: &Index, signer: &PublicKey) -> Result<String, fmt::Error> {
-    let voters: Vec<&Member> = index.members.iter().filter(|member| !member.learner).collect();
+    let restored = |member: &&Member| !member.learner && !member.name.is_empty();
+    let voters: Vec<&Member> = index.members.iter().filter(restored).collect();
     let with_file = voters.iter().copied().find(|member| member.file.is_some());
     let facts = Facts { index, signer, chosen: index.primary_member().or(with_file), voters };
     let mut text = String::new();
@@ -55,7 +56,7 @@ struct Facts<'a> {
     signer: &'a PublicKey,
     /// The member whose file is to be restored: the primary, else the first that has one.
     chosen: Option<&'a Member>,
-    /// Learners are not restored.
+    /// Who is restored: voting members that have started once. A learner or a member without a name would only keep the others waiting.
     voters: Vec<&'a Member>,
 }
 

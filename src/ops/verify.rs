@@ -1,6 +1,6 @@
 //! `verify`: judges backups again, on the bytes as they lie there now.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -90,8 +90,15 @@ pub fn run(request: &Request<'_>, backups: &[&Backup], findings: Vec<Finding>) -
     let mut warnings = Vec::new();
     let mut partial = false;
     for backup in backups {
-        // A reader's lock, so that no prune takes the directory away meanwhile.
-        let held: Option<File> = catalog::hold_shared(backup).ok();
+        // A reader's lock, so that no prune takes the directory away meanwhile. Where there is nothing to lock, that is the verdict's to say.
+        let held: Option<File> = match catalog::hold_shared(backup) {
+            Ok(file) => Some(file),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound && !backup.path.exists() => {
+                warnings.push(format!("{} was pruned meanwhile", backup.dir_name));
+                continue;
+            }
+            Err(_) => None,
+        };
         let outcome = judge(request, backup)?;
         partial |= index_of(backup).is_some_and(|index| index.partial);
         if !outcome.wrong_key
