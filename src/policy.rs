@@ -101,7 +101,7 @@ pub struct Cluster {
     pub name: String,
     /// Each once, in the policy's order; may be empty.
     pub endpoints: Vec<Endpoint>,
-    /// CA of the servers' certificates; without one the system's.
+    /// CA of the servers' certificates.
     pub ca_file: Option<PathBuf>,
     /// The client's certificate.
     pub client: Option<ClientCert>,
@@ -293,13 +293,16 @@ impl Policy {
         })
     }
 
-    /// For commands that dial etcd.
+    /// For commands that dial etcd: somebody to ask, and a CA by which to know them.
     ///
     /// # Errors
-    /// [`Error::NoEndpoints`].
+    /// [`Error::NoEndpoints`], [`Error::NoCa`].
     pub fn require_endpoints(&self) -> Result<(), Error> {
         if self.cluster.endpoints.is_empty() {
             return Err(Error::NoEndpoints { source_file: self.source.clone() });
+        }
+        if self.cluster.ca_file.is_none() {
+            return Err(Error::NoCa { source_file: self.source.clone() });
         }
         Ok(())
     }

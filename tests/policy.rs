@@ -549,7 +549,9 @@ fn commands_ask_for_what_they_need() {
         "no endpoint of the cluster is known"
     );
     let mut policy = load("[cluster]\nendpoints = [\"h\"]\n[encryption]\nrecipients = [\"age1a\", \"age1b\"]").unwrap();
-    policy.require_endpoints().unwrap();
+    assert!(policy.require_endpoints().unwrap_err().to_string().contains("no CA"), "TLS is always verified");
+    let with_ca = load_variables(&[("ETCDCTL_ENDPOINTS", "https://h"), ("ETCDCTL_CACERT", "/ca")]).unwrap();
+    with_ca.require_endpoints().unwrap();
     policy.require_recipients().unwrap();
     assert!(policy.warnings.is_empty());
 }

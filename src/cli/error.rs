@@ -265,6 +265,7 @@ impl From<policy::Error> for Failure {
             | policy::Error::Value { .. }
             | policy::Error::NotBuilt { .. }
             | policy::Error::NoEndpoints { .. }
+            | policy::Error::NoCa { .. }
             | policy::Error::NoRecipients { .. } => USAGE,
         };
         Self::new(code, if code == UNSAFE { "unsafe_permissions" } else { "policy" }, error.to_string(), hint)
@@ -343,7 +344,8 @@ impl From<endpoint::Error> for Failure {
             | endpoint::Error::Changed { .. }
             | endpoint::Error::Short { .. } => "try `etcdctl endpoint status --cluster` with the same files",
         };
-        Self::new(FAILED, "etcd", error.to_string(), hint.to_owned())
+        let (code, kind) = if matches!(error, endpoint::Error::Io(_)) { (USAGE, "policy") } else { (FAILED, "etcd") };
+        Self::new(code, kind, error.to_string(), hint.to_owned())
     }
 }
 

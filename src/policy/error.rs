@@ -122,6 +122,12 @@ pub enum Error {
         /// The policy file, if there is one.
         source_file: Option<PathBuf>,
     },
+    /// TLS is always verified, so etcd's CA has to be known.
+    #[error("no CA to verify etcd's certificates by is known{}", looked_in(source_file.as_deref()))]
+    NoCa {
+        /// The policy file, if there is one.
+        source_file: Option<PathBuf>,
+    },
     /// A backup needs somebody who can open it.
     #[error("no recipient can open the backup{}", looked_in(source_file.as_deref()))]
     NoRecipients {
@@ -154,6 +160,10 @@ impl Error {
             Self::NoEndpoints { .. } => {
                 Some("set `endpoints` in [cluster], or give `--endpoints https://HOST:2379`".to_owned())
             }
+            Self::NoCa { .. } => Some(
+                "set `ca_file` in [cluster], or give `--cacert FILE`; kubeadm's is /etc/kubernetes/pki/etcd/ca.crt"
+                    .to_owned(),
+            ),
             Self::NoRecipients { .. } => Some(
                 "run `etcd-dr keys generate` and list the recipient that it prints under `recipients` in [encryption]"
                     .to_owned(),
