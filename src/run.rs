@@ -11,7 +11,8 @@ use crate::{
         backup::{self, Request},
         prune,
     },
-    plan::retention::{Decision, Refusal, Rules},
+    plan::retention::{Decision, Refusal},
+    policy::Retention,
     record::{BackupId, BackupReport, ProofLevel},
     sign::Trusted,
     store::{self, Lock, Store},
@@ -19,7 +20,7 @@ use crate::{
 
 /// What became of the old backups.
 #[derive(Debug)]
-pub enum Retention {
+pub enum Expiry {
     /// The run added no proved backup, so nothing was looked at; why.
     NotDue(String),
     /// Each one's fate.
@@ -36,14 +37,14 @@ pub struct Outcome {
     /// The new backup.
     pub backup: BackupReport,
     /// The old ones.
-    pub retention: Retention,
+    pub expiry: Expiry,
 }
 
 /// Takes a backup and, where it is proved, drops those that no rule keeps.
 ///
 /// # Errors
 /// [`backup::Error`]. What goes wrong behind a good backup is in the [`Outcome`].
-pub async fn run(mut request: Request<'_>, rules: &Rules, trusted: &Trusted) -> Result<Outcome, backup::Error> {
+pub async fn run(mut request: Request<'_>, rules: &Retention, trusted: &Trusted) -> Result<Outcome, backup::Error> {
     let present: Vec<BackupId> = request.catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();
     let index = backup::run(&mut request).await?;
     // After the backup, so that a run that fails does not hide what this corrects from the one that succeeds.
@@ -51,22 +52,22 @@ pub async fn run(mut request: Request<'_>, rules: &Rules, trusted: &Trusted) -> 
         tracing::warn!("the journal was not compared with the store: {error}");
     }
     let proved = index.primary.is_some() && index.proof >= rules.min_proof.max(ProofLevel::Digest);
-    let retention = if proved {
+    let expiry = if proved {
         retain(request.store, request.lock, rules, trusted, index.finished_at)
     } else {
-        Retention::NotDue(format!("this backup did not reach {}: nothing is removed", rules.min_proof))
+        Expiry::NotDue(format!("this backup did not reach {}: nothing is removed", rules.min_proof))
     };
-    Ok(Outcome { backup: BackupReport { index, targets: Vec::new() }, retention })
+    Ok(Outcome { backup: BackupReport { index, targets: Vec::new() }, expiry })
 }
 
-fn retain(store: &Store, lock: &Lock, rules: &Rules, trusted: &Trusted, now: Timestamp) -> Retention {
+fn retain(store: &Store, lock: &Lock, rules: &Retention, trusted: &Trusted, now: Timestamp) -> Expiry {
     let decided = read_catalog(store, trusted).map(|catalog| (prune::plan(&catalog, rules, now, false), catalog));
     match decided {
-        Err(error) => Retention::Failed(error.into()),
-        Ok((Err(refusal), _)) => Retention::Refused(refusal),
+        Err(error) => Expiry::Failed(error.into()),
+        Ok((Err(refusal), _)) => Expiry::Refused(refusal),
         Ok((Ok(decisions), catalog)) => match drop_backups(store, lock, &catalog, decisions, rules, now) {
-            Ok(decisions) => Retention::Done(decisions),
-            Err(error) => Retention::Failed(error),
+            Ok(decisions) => Expiry::Done(decisions),
+            Err(error) => Expiry::Failed(error),
         },
     }
 }
@@ -88,7 +89,7 @@ pub fn drop_backups(
     lock: &Lock,
     catalog: &Catalog,
     decisions: Vec<Decision>,
-    rules: &Rules,
+    rules: &Retention,
     now: Timestamp,
 ) -> Result<Vec<Decision>, store::Error> {
     forget_vanished(store, lock, catalog, rules, now)?;
@@ -103,7 +104,7 @@ fn forget_vanished(
     store: &Store,
     lock: &Lock,
     catalog: &Catalog,
-    rules: &Rules,
+    rules: &Retention,
     now: Timestamp,
 ) -> Result<(), store::Error> {
     let present: Vec<BackupId> = catalog.backups.iter().map(|backup| backup.dir_name.clone()).collect();

@@ -18,7 +18,8 @@ use etcd_dr::{
     catalog::{self, Catalog},
     durable,
     ops::prune,
-    plan::retention::{Action, Candidate, Decision, MAX_GAP, Refusal, Rules, decide},
+    plan::retention::{Action, Candidate, Decision, MAX_GAP, Refusal, decide},
+    policy::Retention,
     record::{BackupId, ProofLevel},
     sign::SecretKey,
 };
@@ -53,9 +54,9 @@ fn catalogue() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
-fn rules() -> impl Strategy<Value = Rules> {
+fn rules() -> impl Strategy<Value = Retention> {
     (0..800_u64, 0..5_u32, level(), 0..5_u32, 0..5_u32, 0..5_u32).prop_map(
-        |(hours, keep_proved, min_proof, keep_daily, keep_weekly, keep_monthly)| Rules {
+        |(hours, keep_proved, min_proof, keep_daily, keep_weekly, keep_monthly)| Retention {
             keep_within: Duration::from_secs(hours * HOUR),
             keep_proved,
             min_proof,
@@ -182,8 +183,8 @@ fn proved_on(created_at: Timestamp) -> Candidate {
     Candidate { id, created_at, level: ProofLevel::Open, complete: true, in_use: false, trusted: true }
 }
 
-fn five_days() -> Rules {
-    Rules {
+fn five_days() -> Retention {
+    Retention {
         keep_within: Duration::from_secs(5 * 24 * HOUR),
         keep_proved: 3,
         min_proof: ProofLevel::Open,
@@ -194,7 +195,7 @@ fn five_days() -> Rules {
 }
 
 /// Runs a backup a night and retention after it, and says how many nights were refused.
-fn simulate(rules: &Rules, backups: &mut Vec<Candidate>, nights: std::ops::Range<u64>) -> usize {
+fn simulate(rules: &Retention, backups: &mut Vec<Candidate>, nights: std::ops::Range<u64>) -> usize {
     let mut refused = 0;
     for night in nights {
         let now = start() + Duration::from_secs(night * 24 * HOUR);
@@ -214,7 +215,7 @@ fn simulate(rules: &Rules, backups: &mut Vec<Candidate>, nights: std::ops::Range
 #[test]
 fn years_of_nightly_runs_are_never_refused() {
     for (daily, weekly, monthly) in [(0, 0, 0), (7, 4, 12), (0, 0, 24), (0, 60, 0)] {
-        let rules = Rules { keep_daily: daily, keep_weekly: weekly, keep_monthly: monthly, ..five_days() };
+        let rules = Retention { keep_daily: daily, keep_weekly: weekly, keep_monthly: monthly, ..five_days() };
         let mut backups = Vec::new();
         assert_eq!(simulate(&rules, &mut backups, 0..1100), 0, "{rules:?}");
         let most = usize::try_from(6 + daily + weekly + monthly).unwrap();
@@ -251,7 +252,7 @@ fn a_gap_is_more_than_thirty_days_and_needs_something_to_lose() {
 #[test]
 fn what_ages_out_after_a_gap_is_no_reason_to_refuse() {
     // Young enough to be kept when the gap ended, so nothing would have gone at once.
-    let rules = Rules { keep_within: Duration::from_secs(60 * 24 * HOUR), keep_proved: 1, ..five_days() };
+    let rules = Retention { keep_within: Duration::from_secs(60 * 24 * HOUR), keep_proved: 1, ..five_days() };
     let mut backups = nightly(3);
     assert_eq!(simulate(&rules, &mut backups, 40..100), 0);
     assert_eq!(backups.first().unwrap().created_at, start() + Duration::from_secs(40 * 24 * HOUR));
@@ -260,7 +261,7 @@ fn what_ages_out_after_a_gap_is_no_reason_to_refuse() {
 /// Time, level, complete, and why it is kept; empty where it is dropped.
 type Row<'a> = (&'a str, ProofLevel, bool, &'a [&'a str]);
 
-fn check(rules: &Rules, now: &str, rows: &[Row<'_>]) {
+fn check(rules: &Retention, now: &str, rows: &[Row<'_>]) {
     let backup = |(created_at, level, complete, _): &Row<'_>| Candidate {
         level: *level,
         complete: *complete,
@@ -279,9 +280,9 @@ fn check(rules: &Rules, now: &str, rows: &[Row<'_>]) {
 fn the_calendar_takes_the_newest_proved_of_each_day_week_and_month_in_utc() {
     use ProofLevel::{Digest, None, Open};
     let floor = "one of the 1 newest proved (open)";
-    let none = Rules { keep_within: Duration::ZERO, keep_proved: 0, ..five_days() };
+    let none = Retention { keep_within: Duration::ZERO, keep_proved: 0, ..five_days() };
     #[rustfmt::skip]
-    check(&Rules { keep_daily: 3, ..none.clone() }, "2026-11-23T00:00:00Z", &[
+    check(&Retention { keep_daily: 3, ..none.clone() }, "2026-11-23T00:00:00Z", &[
         ("2026-11-17T02:00:00Z", Open,   true,  &[]),
         ("2026-11-18T02:00:00Z", Digest, true,  &[]),
         ("2026-11-18T14:00:00Z", Digest, true,  &["daily 2026-11-18"]),
@@ -295,7 +296,7 @@ fn the_calendar_takes_the_newest_proved_of_each_day_week_and_month_in_utc() {
         ("2026-11-22T02:00:00Z", None,   true,  &[]),
     ]);
     #[rustfmt::skip]
-    check(&Rules { keep_weekly: 2, ..none.clone() }, "2027-02-01T00:00:00Z", &[
+    check(&Retention { keep_weekly: 2, ..none.clone() }, "2027-02-01T00:00:00Z", &[
         ("2026-12-27T02:00:00Z", Open, true, &[]),
         // The first days of 2027 belong to the last ISO week of 2026.
         ("2026-12-28T02:00:00Z", Open, true, &[]),
@@ -303,7 +304,7 @@ fn the_calendar_takes_the_newest_proved_of_each_day_week_and_month_in_utc() {
         ("2027-01-04T00:00:00Z", Open, true, &[floor, "weekly 2027-W01"]),
     ]);
     #[rustfmt::skip]
-    check(&Rules { keep_monthly: 2, ..none }, "2027-02-01T00:00:00Z", &[
+    check(&Retention { keep_monthly: 2, ..none }, "2027-02-01T00:00:00Z", &[
         ("2026-10-31T02:00:00Z", Open, true, &[]),
         ("2026-11-01T02:00:00Z", Open, true, &[]),
         ("2026-11-30T23:59:59Z", Open, true, &["monthly 2026-11"]),
@@ -314,7 +315,7 @@ fn the_calendar_takes_the_newest_proved_of_each_day_week_and_month_in_utc() {
 #[test]
 fn the_floor_is_filled_from_the_next_lower_level_newest_first() {
     use ProofLevel::{Boot, Digest, None, Open, Sound};
-    let rules = Rules { keep_within: Duration::ZERO, min_proof: Sound, keep_proved: 4, ..five_days() };
+    let rules = Retention { keep_within: Duration::ZERO, min_proof: Sound, keep_proved: 4, ..five_days() };
     #[rustfmt::skip]
     check(&rules, "2026-11-23T00:00:00Z", &[
         ("2026-11-14T02:00:00Z", Boot,   true,  &["one of the 4 newest proved (sound)"]),
@@ -408,7 +409,7 @@ fn damaged_and_renamed_backups_hold_no_place_and_are_not_dropped() {
     let failed = backup::proof_of(&path(17), ProofLevel::Digest, false, "2026-11-18T00:00:00Z");
     catalog::write_proof(&path(17), &failed, &key).unwrap();
     let catalog = read(root.path(), &key);
-    let rules = Rules { keep_within: Duration::ZERO, ..five_days() };
+    let rules = Retention { keep_within: Duration::ZERO, ..five_days() };
     let decisions = prune::plan(&catalog, &rules, time("2026-11-19T02:30:00Z"), false).unwrap();
     let kept: Vec<_> =
         decisions.iter().filter(|d| d.action == Action::Keep).map(|d| (d.id.as_str(), d.reasons[0].as_str())).collect();

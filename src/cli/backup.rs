@@ -9,7 +9,7 @@ use super::{
     Answer, Context,
     error::Failure,
     is_root, prune,
-    table::{Text, or_dash, size, table},
+    table::{Text, members, size, table},
 };
 use crate::{
     catalog::Catalog,
@@ -68,7 +68,6 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
         }
     }
     let trusted = context.trusted()?;
-    let rules = prune::rules(policy);
     let mut store = context.open_store()?;
     let lock = store.lock()?;
     if !arguments.dry_run {
@@ -95,28 +94,28 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
         let plan = backup::plan(&request).await?;
         return Answer::new(&plan, plan_text(&plan), None);
     }
-    let outcome = run::run(request, &rules, &trusted).await?;
+    let outcome = run::run(request, &policy.retention, &trusted).await?;
     let index = &outcome.backup.index;
     for warning in &index.warnings {
         tracing::warn!("{warning}");
     }
-    let decisions = match &outcome.retention {
-        run::Retention::Done(decisions) => Some(decisions.as_slice()),
-        run::Retention::NotDue(reason) => {
+    let decisions = match &outcome.expiry {
+        run::Expiry::Done(decisions) => Some(decisions.as_slice()),
+        run::Expiry::NotDue(reason) => {
             tracing::warn!("retention: {reason}");
             None
         }
-        run::Retention::Refused(refusal) => {
+        run::Expiry::Refused(refusal) => {
             tracing::warn!("retention refused: {refusal}");
             None
         }
-        run::Retention::Failed(error) => {
+        run::Expiry::Failed(error) => {
             tracing::warn!("retention: {error}");
             None
         }
     };
     let text = text(&outcome.backup, decisions.unwrap_or_default());
-    let failure = Failure::of_backup(&outcome.backup, &outcome.retention);
+    let failure = Failure::of_backup(&outcome.backup, &outcome.expiry);
     Answer::new(&Reply { backup: &outcome.backup, retention: decisions }, text, failure)
 }
 
@@ -169,19 +168,7 @@ fn plan_text(plan: &Plan) -> String {
 
 fn text(report: &BackupReport, decisions: &[Decision]) -> String {
     let index = &report.index;
-    let rows = index.members.iter().map(|member| {
-        vec![
-            member.name.clone(),
-            or_dash(member.version.as_ref()),
-            or_dash(member.status_revision),
-            or_dash(member.plain_bytes.map(size)),
-            or_dash(member.sealed_bytes.map(size)),
-            member.proof.to_string(),
-            member.error.clone().unwrap_or_default(),
-        ]
-    });
-    let heading = ["member", "etcd", "revision", "plain", "sealed", "proof", "error"];
-    let mut text = Text::from(table(&heading, rows.collect(), &[2, 3, 4]));
+    let mut text = Text::from(members(index));
     let voting = index.members.iter().filter(|member| !member.learner).count();
     let with_file = index.members.iter().filter(|member| member.file.is_some()).count();
     text.line(format!("{with_file} of {voting} members · {} · {}", index.proof, index.path.display()));

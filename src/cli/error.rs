@@ -175,7 +175,7 @@ impl Failure {
     }
 
     /// What a finished backup amounts to; nothing where it is whole.
-    pub fn of_backup(report: &BackupReport, retention: &run::Retention) -> Option<Self> {
+    pub fn of_backup(report: &BackupReport, expiry: &run::Expiry) -> Option<Self> {
         let index = &report.index;
         let state = format!("\n  backup {} is kept in {}", index.id, index.path.display());
         let named = |kind: FindingKind| {
@@ -200,20 +200,20 @@ impl Failure {
             let message = format!("the backup is whole, and something is wrong beside it{lines}{state}");
             return Some(Self::new(PARTIAL, "findings", message, vanished_hint(&index.findings)));
         }
-        match retention {
-            run::Retention::Refused(refusal) => {
+        match expiry {
+            run::Expiry::Refused(refusal) => {
                 let mut failure = Self::from(refusal.clone());
                 failure.code = PARTIAL;
                 failure.message.push_str(&state);
                 Some(failure)
             }
-            run::Retention::Failed(error) => Some(Self::new(
+            run::Expiry::Failed(error) => Some(Self::new(
                 PARTIAL,
                 "retention_failed",
                 format!("old backups could not be removed\n  {error}{state}"),
                 None,
             )),
-            run::Retention::Done(_) | run::Retention::NotDue(_) => None,
+            run::Expiry::Done(_) | run::Expiry::NotDue(_) => None,
         }
     }
 }

@@ -10,8 +10,7 @@ use super::{
 };
 use crate::{
     ops::prune,
-    plan::retention::{Action, Decision, Rules},
-    policy::Policy,
+    plan::retention::{Action, Decision},
     run,
 };
 
@@ -30,32 +29,19 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
     let store = context.open_store()?;
     let lock = store.lock()?;
     let (catalog, _) = context.catalog(&store)?;
-    let rules = rules(&context.policy);
-    let mut decisions = prune::plan(&catalog, &rules, context.now, arguments.accept_gap)?;
+    let rules = &context.policy.retention;
+    let mut decisions = prune::plan(&catalog, rules, context.now, arguments.accept_gap)?;
     if !arguments.dry_run {
         for rest in store.sweep(&lock)? {
             tracing::warn!("swept {}, left by a run that did not end", rest.display());
         }
-        decisions = run::drop_backups(&store, &lock, &catalog, decisions, &rules, context.now)?;
+        decisions = run::drop_backups(&store, &lock, &catalog, decisions, rules, context.now)?;
     }
     let dropped = decisions.iter().filter(|decision| decision.action == Action::Drop).count();
     let mut text = Text::from(decisions_table(&decisions));
     let verb = if arguments.dry_run { "would be dropped" } else { "dropped" };
     text.line(format!("{dropped} of {} {verb}", decisions.len()));
     Answer::new(&json!({ "decisions": decisions, "dry_run": arguments.dry_run }), text.into_string(), None)
-}
-
-/// The policy's rules.
-pub fn rules(policy: &Policy) -> Rules {
-    let retention = &policy.retention;
-    Rules {
-        keep_within: retention.keep_within,
-        keep_proved: retention.keep_proved,
-        min_proof: retention.min_proof,
-        keep_daily: retention.keep_daily,
-        keep_weekly: retention.keep_weekly,
-        keep_monthly: retention.keep_monthly,
-    }
 }
 
 /// A row a backup, with every reason.

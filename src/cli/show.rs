@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Context,
     error::Failure,
-    table::{Text, age, or_dash, size, table},
+    table::{Text, age, members},
 };
 use crate::catalog::{Backup, Signed};
 
@@ -44,18 +44,6 @@ fn proofs(signed: &Signed) -> Value {
 
 fn text(context: &Context, backup: &Backup, signed: &Signed) -> String {
     let index = &signed.index;
-    let rows = index.members.iter().map(|member| {
-        vec![
-            member.name.clone(),
-            member.id.to_string(),
-            or_dash(member.version.as_ref()),
-            or_dash(member.status_revision),
-            or_dash(member.plain_bytes.map(size)),
-            or_dash(member.sealed_bytes.map(size)),
-            member.proof.to_string(),
-            member.error.clone().unwrap_or_default(),
-        ]
-    });
     let mut lines = vec![
         format!("backup    {}", index.id),
         format!("made      {} ({} ago) on {}", index.created_at, age(context.now, index.created_at), index.host),
@@ -76,8 +64,7 @@ fn text(context: &Context, backup: &Backup, signed: &Signed) -> String {
     for line in lines {
         text.line(line);
     }
-    let heading = ["member", "id", "etcd", "revision", "plain", "sealed", "proof", "error"];
-    text.line(table(&heading, rows.collect(), &[3, 4, 5]).trim_end());
+    text.line(members(index).trim_end());
     for seen in &signed.proofs {
         let verdict = seen.record.as_ref().map_or_else(String::new, |record| {
             let verdict = if record.ok { "passed" } else { "FAILED" };

@@ -3,6 +3,8 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::record::Index;
+
 /// A table with a heading and no frame; the columns in `right` are numbers.
 pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
     let mut table = Table::new();
@@ -18,6 +20,24 @@ pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Strin
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     format!("{}\n", lines.join("\n"))
+}
+
+/// The members of a backup, a row each.
+pub fn members(index: &Index) -> String {
+    let rows = index.members.iter().map(|member| {
+        vec![
+            member.name.clone(),
+            member.id.to_string(),
+            or_dash(member.version.as_ref()),
+            or_dash(member.status_revision),
+            or_dash(member.plain_bytes.map(size)),
+            or_dash(member.sealed_bytes.map(size)),
+            member.proof.to_string(),
+            member.error.clone().unwrap_or_default(),
+        ]
+    });
+    let heading = ["member", "id", "etcd", "revision", "plain", "sealed", "proof", "error"];
+    table(&heading, rows.collect(), &[3, 4, 5])
 }
 
 /// Text for people, line by line.

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use crate::{
     catalog::{self, Catalog},
-    plan::retention::{self, Action, Candidate, Decision, IN_USE, Refusal, Rules},
+    plan::retention::{self, Action, Candidate, Decision, IN_USE, Refusal},
+    policy::Retention,
     record::BackupId,
 };
 
@@ -12,7 +13,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn plan(catalog: &Catalog, rules: &Rules, now: Timestamp, accept_gap: bool) -> Result<Vec<Decision>, Refusal> {
+pub fn plan(catalog: &Catalog, rules: &Retention, now: Timestamp, accept_gap: bool) -> Result<Vec<Decision>, Refusal> {
     let candidates: Vec<_> = catalog
         .backups
         .iter()

@@ -34,6 +34,7 @@ use serde::Serialize;
 
 use crate::{
     catalog::Backup,
+    policy::Retention,
     record::{BackupId, ProofLevel},
 };
 
@@ -42,23 +43,6 @@ pub const IN_USE: &str = "in use";
 
 /// Time without a backup after which a person is asked: 30 days.
 pub const MAX_GAP: SignedDuration = SignedDuration::from_hours(30 * 24);
-
-/// The policy's `[retention]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// Everything younger is kept.
-    pub keep_within: Duration,
-    /// So many of the newest proved ones are kept at any age; 0 counts as 1.
-    pub keep_proved: u32,
-    /// What counts as proved; `None` counts as `Digest`.
-    pub min_proof: ProofLevel,
-    /// Days.
-    pub keep_daily: u32,
-    /// ISO weeks.
-    pub keep_weekly: u32,
-    /// Months.
-    pub keep_monthly: u32,
-}
 
 /// What retention has to know of one backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,7 +134,7 @@ pub enum Refusal {
 /// [`Refusal`]: then nothing may be dropped. `accept_gap` is a person's word that a gap is known.
 pub fn decide(
     backups: &[Candidate],
-    rules: &Rules,
+    rules: &Retention,
     now: Timestamp,
     accept_gap: bool,
 ) -> Result<Vec<Decision>, Refusal> {
@@ -167,7 +151,7 @@ pub fn decide(
     Ok(sorted.into_iter().map(|backup| decision(backup, &kept, rules)).collect())
 }
 
-fn decision(backup: &Candidate, kept: &Reasons<'_>, rules: &Rules) -> Decision {
+fn decision(backup: &Candidate, kept: &Reasons<'_>, rules: &Retention) -> Decision {
     let id = backup.id.clone();
     if !backup.trusted {
         return Decision { id, action: Action::Keep, reasons: vec!["not readable: kept and listed".to_owned()] };
@@ -180,7 +164,7 @@ fn decision(backup: &Candidate, kept: &Reasons<'_>, rules: &Rules) -> Decision {
 }
 
 /// `trusted` is sorted, oldest first.
-fn refuse_gaps(trusted: &[&Candidate], rules: &Rules, now: Timestamp) -> Result<(), Refusal> {
+fn refuse_gaps(trusted: &[&Candidate], rules: &Retention, now: Timestamp) -> Result<(), Refusal> {
     let ends = trusted.iter().skip(1).map(|backup| backup.created_at).chain([now]);
     for (at, (before, to)) in trusted.iter().zip(ends).enumerate() {
         let from = before.created_at;
@@ -200,7 +184,7 @@ fn refuse_gaps(trusted: &[&Candidate], rules: &Rules, now: Timestamp) -> Result<
 type Reasons<'a> = BTreeMap<&'a BackupId, Vec<String>>;
 
 /// Why each of these is kept; what is not in the answer is dropped. `trusted` is sorted, oldest first.
-fn reasons_to_keep<'a>(trusted: &[&'a Candidate], rules: &Rules, now: Timestamp) -> Reasons<'a> {
+fn reasons_to_keep<'a>(trusted: &[&'a Candidate], rules: &Retention, now: Timestamp) -> Reasons<'a> {
     let mut reasons = Reasons::new();
     let mut keep = |backup: &'a Candidate, reason: String| reasons.entry(&backup.id).or_default().push(reason);
 
