@@ -1,4 +1,78 @@
-//! etcd-dr: backups of every member of an etcd cluster, sealed, signed and proved.
+//! Backups of every member of an etcd cluster: sealed, signed, and opened again before they count.
+//!
+//! # A backup
+//!
+//! One directory in a store. It is written as `.partial-<id>/`, synced, and gets its name by one rename, so what has a name is whole.
+//! Stock tools read all of it: `minisign -V`, `sha256sum -c`, `age -d | zstd -d`, `etcdutl`.
+//!
+//! ```text
+//! /backup/etcd/                      the store: 0700, marked by .etcd-dr-store.json, with its journal and its lock
+//!   20261122T020000Z-7f3a/           one backup
+//!     etcd-<member>.db.zst.age       the snapshot of one member
+//!     backup.json                    the index: cluster, members, revisions, digests, proof, what failed
+//!     RECOVERY.md                    how this cluster is brought back, with stock commands
+//!     SHA256SUMS, SHA256SUMS.minisig digests of all of the above, and the signature that vouches for them
+//!     proofs/                        later proofs, each signed
+//! ```
+//!
+//! # How `backup` gets there
+//!
+//! ```text
+//! etcd ──stream──▶ SHA-256 ──▶ zstd ──▶ age ──▶ disk          the plaintext and the sealed bytes are both hashed on the way
+//!                     ▲                           │
+//!                     └── equal? ◀── zstd ◀── age ◀┘           read back, past the page cache where the file system allows it
+//! ```
+//!
+//! Each run makes an age identity in memory and adds its recipient to the policy's, so it opens what it wrote without the operator's
+//! identity, and forgets it. One member streams at a time, the leader last; the proof of one overlaps the stream of the next. The digest
+//! that etcd appends to a snapshot is compared with the data. No plaintext and no key reaches a disk.
+//!
+//! A *proof level* says what was seen: `digest` (signature, digests, no file missing and none beside), then `open` (it decrypts to what
+//! was streamed). `sound`, `boot` and `serve` have names already and are not built. `verify` judges with the same code and adds a dated,
+//! signed record. A member that gave nothing makes a backup *partial*: kept, named, and never a success.
+//!
+//! # Rooms
+//!
+//! Data and knowledge flow down this list. A room knows those below it and none above it, and the operations in `ops` do not know each
+//! other; `tests/layers.rs` reads the list from here.
+//!
+//! ```rooms
+//! main       the umask, the TLS provider, the clock, the exit
+//! cli        what was asked, and how the answer is shown; words and exit codes of errors; the only code that prints
+//! run        one scheduled run: a backup, then retention
+//! ops        backup, init, prune, verify: gather facts, ask plan, act
+//! plan       decisions, pure in (facts, policy, now), each with its reasons; no I/O and no clock
+//! catalog    what exists in a store, believed only as far as it is signed
+//! endpoint   one member's client: status, member list, snapshot stream
+//! recovery   RECOVERY.md
+//! proof      the evidence for one level, on the bytes that are stored
+//! cleaners   cron lines, timers and tmpfiles rules that delete in a store
+//! plaintext  unencrypted snapshots beside the backups
+//! store      marker, lock, journal, and the guard over owners and modes
+//! seal       the pipe and back, the one place that finishes streams; identities and recipients
+//! sign       SHA256SUMS and minisign
+//! durable    temporary name, mode, fsync, rename, fsync of the directory; the only code that renames
+//! policy     flags, environment and file, validated into types; the only code that reads the environment
+//! at         no I/O error without its path
+//! record     the contract on disk and in JSON: types, names, versions; no I/O
+//! ```
+//!
+//! # Words
+//!
+//! | say | meaning | not |
+//! | --- | --- | --- |
+//! | member; voting member, learner, leader | an entry in etcd's member list: ID, name, peer URLs, client URLs | node (Kubernetes' word), peer, instance, replica, master |
+//! | endpoint | a client URL that is dialled; behind a VIP it is *some* member | host, server, address |
+//! | revision, compact revision | MVCC's cluster-wide counter | version, generation, index |
+//! | digest, trailer | SHA-256 of a file; the 32 bytes of it that etcd appends to a snapshot | "hash" or "checksum" alone |
+//! | snapshot | the database as the Maintenance API streams it | backup, dump, image |
+//! | backup, store, catalog | our directory; where it is written; the list | archive, repo, remote |
+//! | lineage | the cluster ids that a store has accepted | |
+//! | journal | the ids that a store has published and pruned, and the highest revisions seen | log, history |
+//! | prune | drop old backups | clean up, gc, purge |
+//! | recipient, identity; seal, open | age's public and private half; our pipe there and back | public key, private key, encrypt |
+//! | index | `backup.json` | manifest, which is the YAML of a Kubernetes object |
+//! | proof level, proved, partial | see above; reached the policy's `min_proof`; lacks a member | status, healthy, valid |
 
 pub mod at;
 pub mod catalog;
