@@ -10,7 +10,9 @@ use crate::{
     at::PathError,
     catalog::{self, Backup, Signed},
     proof::{self, Expected, Seen},
-    record::{BackupId, Event, FileVerdict, Finding, Index, Member, Progress, ProofLevel, ProofRecord, names},
+    record::{
+        BackupId, Event, FileVerdict, Finding, Index, Member, Progress, ProofLevel, ProofRecord, Sha256Hex, names,
+    },
     seal::{Identities, OpenError},
     sign::SecretKey,
 };
@@ -50,8 +52,11 @@ pub struct Outcome {
     pub id: BackupId,
     /// The level that it reached now.
     pub level: ProofLevel,
-    /// Whether that is the level that was tried.
+    /// Whether it reached the level that was tried, and no file of it is wrong.
     pub ok: bool,
+    /// Whether the backup reached that level: a file that its own run marked as wrong takes nothing from the others.
+    #[serde(skip)]
+    pub holds: bool,
     /// Whether the identity at hand opens none of its files.
     #[serde(skip)]
     pub wrong_key: bool,
@@ -126,7 +131,7 @@ fn record(
         backup: outcome.id.clone(),
         sums_sha256: signed.sums_sha256,
         level: request.level,
-        ok: outcome.ok,
+        ok: outcome.holds,
         made_at: request.now,
         host: request.host.clone(),
         files: outcome.files.clone(),
@@ -140,62 +145,100 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         id: backup.dir_name.clone(),
         level: ProofLevel::None,
         ok: false,
+        holds: false,
         wrong_key: false,
         created_at: index_of(backup).map(|index| index.created_at),
         files: backup.problems(),
     };
     let Some(signed) = backup.signed() else { return Ok(outcome) };
-    let index = &signed.index;
-    let mut opened = 0_usize;
-    let mut locked = 0_usize;
+    let mut holds = outcome.files.is_empty();
+    let mut opened = false;
     for (name, expected) in &signed.sums.0 {
         if outcome.files.iter().any(|verdict| &verdict.file == name) {
             continue;
         }
-        let path = backup.path.join(name);
         request.progress.event(Event::Proving { file: name });
-        let problem = match sealed_member(index, name).zip(request.identities.as_deref()) {
-            Some((member, identities)) if request.level >= ProofLevel::Open => {
-                match open_member(&path, member, identities, &request.cancel) {
-                    Ok(Seen::Holds(_)) => {
-                        opened = opened.saturating_add(1);
-                        None
-                    }
-                    Ok(Seen::Changed(problem)) => Some(problem),
-                    Ok(Seen::WrongKey) => {
-                        locked = locked.saturating_add(1);
-                        Some("none of the identities at hand is a recipient of this file".to_owned())
-                    }
-                    Err(error) => Some(unreadable(error)?),
-                }
+        let problem = match judge_file(request, backup, &signed.index, name, *expected)? {
+            Judged::Holds => None,
+            Judged::Opens => {
+                opened = true;
+                None
             }
-            _ => match proof::digest(&path, *expected, &request.cancel) {
-                Ok(problem) => problem,
-                Err(error) => Some(unreadable(error)?),
-            },
+            Judged::KnownBad(problem) => Some(problem),
+            Judged::Bad(problem) => {
+                holds = false;
+                Some(problem)
+            }
+            Judged::WrongKey => {
+                holds = false;
+                outcome.wrong_key = true;
+                Some("none of the identities at hand is a recipient of this file".to_owned())
+            }
         };
         outcome.files.push(FileVerdict { file: name.clone(), ok: problem.is_none(), problem });
     }
     outcome.files.sort_by(|a, b| a.file.cmp(&b.file));
-    outcome.wrong_key = locked > 0;
-    let sealed = outcome.files.iter().all(|verdict| verdict.ok);
-    outcome.ok = sealed;
-    outcome.level = match (sealed, request.level) {
+    outcome.level = match (holds, opened) {
         (false, _) => ProofLevel::None,
-        (true, level) if level >= ProofLevel::Open && opened > 0 => ProofLevel::Open,
-        (true, _) => ProofLevel::Digest,
+        (true, true) => ProofLevel::Open,
+        (true, false) => ProofLevel::Digest,
     };
-    outcome.ok = outcome.level >= request.level;
+    outcome.holds = outcome.level >= request.level;
+    outcome.ok = outcome.holds && outcome.files.iter().all(|verdict| verdict.ok);
     Ok(outcome)
+}
+
+/// What was seen of one file.
+enum Judged {
+    /// Its digest is the signed one.
+    Holds,
+    /// And it opens to what was streamed.
+    Opens,
+    /// It is what was stored, and was marked as wrong by the run that stored it: it takes nothing from the others.
+    KnownBad(String),
+    Bad(String),
+    WrongKey,
+}
+
+fn judge_file(
+    request: &Request<'_>,
+    backup: &Backup,
+    index: &Index,
+    name: &str,
+    expected: Sha256Hex,
+) -> Result<Judged, Error> {
+    let path = backup.path.join(name);
+    let member = index.members.iter().find(|member| member.file.as_deref() == Some(name));
+    let seen = match (member, request.identities.as_deref()) {
+        (Some(member), Some(identities)) if request.level >= ProofLevel::Open && member.proof > ProofLevel::None => {
+            open_member(&path, member, identities, &request.cancel)
+        }
+        (Some(Member { proof: ProofLevel::None, error, .. }), _) => {
+            let known = error.as_deref().unwrap_or("the run that stored it could not prove it");
+            match proof::digest(&path, expected, &request.cancel) {
+                Ok(None) => return Ok(Judged::KnownBad(format!("marked when it was stored: {known}"))),
+                Ok(Some(problem)) => Ok(Seen::Changed(problem)),
+                Err(error) => Err(error),
+            }
+        }
+        _ => match proof::digest(&path, expected, &request.cancel) {
+            Ok(None) => return Ok(Judged::Holds),
+            Ok(Some(problem)) => Ok(Seen::Changed(problem)),
+            Err(error) => Err(error),
+        },
+    };
+    match seen {
+        Ok(Seen::Holds(_)) => Ok(Judged::Opens),
+        Ok(Seen::Changed(problem)) => Ok(Judged::Bad(problem)),
+        Ok(Seen::WrongKey) => Ok(Judged::WrongKey),
+        Err(OpenError::Interrupted) => Err(Error::Interrupted),
+        // A file that the disk does not give is a finding, like one with other bytes.
+        Err(other) => Ok(Judged::Bad(other.to_string())),
+    }
 }
 
 fn index_of(backup: &Backup) -> Option<&Index> {
     backup.signed().map(|signed| &signed.index)
-}
-
-/// The member whose sealed file this is.
-fn sealed_member<'a>(index: &'a Index, name: &str) -> Option<&'a Member> {
-    index.members.iter().find(|member| member.file.as_deref() == Some(name))
 }
 
 fn open_member(
@@ -210,12 +253,4 @@ fn open_member(
         return Ok(Seen::Changed(format!("{} records no digests for it", names::INDEX)));
     };
     proof::open(path, &Expected { sealed_bytes, sealed_sha256, plain_bytes, plain_sha256 }, identities, cancel)
-}
-
-/// A file that the disk does not give is a finding, like one with other bytes; only an interruption ends the verification.
-fn unreadable(error: OpenError) -> Result<String, Error> {
-    match error {
-        OpenError::Interrupted => Err(Error::Interrupted),
-        other => Ok(other.to_string()),
-    }
 }
