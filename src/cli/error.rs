@@ -4,7 +4,7 @@ use std::{fmt, path::Path, time::Duration};
 
 use jiff::Timestamp;
 
-use super::table::size;
+use super::table::{size, span};
 use crate::{
     at::PathError,
     catalog::{self, Backup},
@@ -168,7 +168,7 @@ impl Failure {
     /// The newest good backup is older than allowed.
     pub fn stale(newest: Option<Timestamp>, limit: Duration) -> Self {
         let message = match newest {
-            Some(time) => format!("the newest good backup is of {time}, older than {}h", limit.as_secs() / 3600),
+            Some(time) => format!("the newest good backup is of {time}, older than {}", span(limit)),
             None => "no backup is good".to_owned(),
         };
         Self::new(STALE, "stale", message, "see why none was made, then run `etcd-dr backup`".to_owned())

@@ -1,5 +1,7 @@
 //! Tables and numbers for people.
 
+use std::time::Duration;
+
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
@@ -18,7 +20,9 @@ pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Strin
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    // Cells are padded on both sides; a line begins with its first cell.
+    let trimmed = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned();
+    let lines: Vec<String> = table.lines().map(trimmed).collect();
     format!("{}\n", lines.join("\n"))
 }
 
@@ -90,6 +94,16 @@ pub fn age(now: Timestamp, then: Timestamp) -> String {
         60..=3_599 => format!("{}m", seconds / 60),
         3_600..=172_799 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A duration as it is written in a policy and in flags: `30s`, `90m`, `26h`, `5d`.
+pub fn span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let whole = |(_, length): &(&str, u64)| seconds >= *length && seconds.is_multiple_of(*length);
+    match [("d", 86_400), ("h", 3_600), ("m", 60)].iter().find(|unit| whole(unit)) {
+        Some((unit, length)) => format!("{}{unit}", seconds / length),
+        None => format!("{seconds}s"),
     }
 }
 
