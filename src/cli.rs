@@ -28,7 +28,7 @@ use crate::{
     record::{Finding, Progress},
     run,
     sign::{PublicKey, SecretKey, Trusted},
-    store::Store,
+    store::{Store, guard},
 };
 
 /// Takes a Kubernetes cluster's etcd from every member, sealed and signed, and proves that the backup opens.
@@ -173,8 +173,14 @@ impl Context {
     /// This host's signing key, where it can be read and is safe to use.
     fn recorder(&self) -> Option<SecretKey> {
         let path = &self.policy.signing.secret_key_file;
-        crate::store::guard::check_secret_file(path).ok()?;
-        SecretKey::load(path).ok()
+        match guard::check_secret_file(path) {
+            Ok(()) => SecretKey::load(path).ok(),
+            Err(guard::Error::Unsafe(found)) => {
+                tracing::warn!("the proof is not recorded: {found}; {}", found.hint());
+                None
+            }
+            Err(guard::Error::Io(_)) => None,
+        }
     }
 
     fn open_store(&self) -> Result<Store, Failure> {

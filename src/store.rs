@@ -303,7 +303,10 @@ impl Store {
     pub fn findings(&self, present: &[BackupId]) -> Result<Vec<Finding>, Error> {
         let journal = self.journal()?;
         let unusable = journal.problem().map(|detail| Finding {
-            kind: FindingKind::FileMissing,
+            kind: match journal {
+                JournalState::Damaged(_) => FindingKind::FileChanged,
+                JournalState::Missing | JournalState::Present(_) => FindingKind::FileMissing,
+            },
             name: names::JOURNAL.to_owned(),
             detail,
         });

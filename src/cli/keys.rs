@@ -61,10 +61,10 @@ fn generate(context: &Context, arguments: &Generate) -> Result<Answer, Failure> 
 }
 
 fn check(context: &Context) -> Result<Answer, Failure> {
-    let identities = identities(context)?;
     let store = context.open_store()?;
     let (catalog, _) = context.catalog(&store)?;
     let backup = catalog.newest_trusted().ok_or_else(|| Failure::no_backup(store.path()))?;
+    let identities = identities(context)?;
     let recorder = context.recorder();
     let request = verify::Request {
         level: ProofLevel::Open,

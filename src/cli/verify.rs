@@ -48,10 +48,10 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
     if catalog.backups.is_empty() && findings.is_empty() {
         return Err(Failure::no_backup(store.path()));
     }
+    let backups = chosen(&catalog, arguments).map_err(|error| Failure::no_such_backup(store.path(), &error))?;
     let identity_at_hand = context.policy.encryption.identity_file.exists();
     let level = arguments.level.unwrap_or(if identity_at_hand { ProofLevel::Open } else { ProofLevel::Digest });
     let identities = if level >= ProofLevel::Open { Some(Arc::new(keys::identities(context)?)) } else { None };
-    let backups = chosen(&catalog, arguments).map_err(|error| Failure::no_such_backup(store.path(), &error))?;
     let recorder = context.recorder();
     let request = verify::Request {
         level,

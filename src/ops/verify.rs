@@ -106,6 +106,7 @@ pub fn run(request: &Request<'_>, backups: &[&Backup], findings: Vec<Finding>) -
         };
         let outcome = judge(request, backup)?;
         partial |= index_of(backup).is_some_and(|index| index.partial);
+        warnings.extend(uncounted_proofs(backup));
         if !outcome.wrong_key
             && let (Some(key), Some(trusted)) = (request.recorder, backup.signed())
             && let Err(error) = record(request, key, backup, trusted, &outcome)
@@ -117,6 +118,15 @@ pub fn run(request: &Request<'_>, backups: &[&Backup], findings: Vec<Finding>) -
     }
     let ok = findings.is_empty() && results.iter().all(|result| result.ok);
     Ok(Report { ok, level: request.level, partial, results, findings, warnings })
+}
+
+/// Later proofs that do not count. They are no part of what was signed with the backup, so that it holds all the same.
+fn uncounted_proofs(backup: &Backup) -> impl Iterator<Item = String> {
+    let proofs = backup.signed().into_iter().flat_map(|signed| &signed.proofs);
+    proofs.filter_map(|proof| {
+        let problem = proof.problem.as_ref()?;
+        Some(format!("{}/{} does not count: {problem}", backup.dir_name, proof.file))
+    })
 }
 
 fn record(
