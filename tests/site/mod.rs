@@ -3,6 +3,8 @@
 //! A site's directory is root's and 0700 from `/` down to it, as the guard wants; what a test changes of that is the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod behind;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
