@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::server::{Connected, TlsConnectInfo};
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Server};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 pub const SNAPSHOT: &str = "/etcdserverpb.Maintenance/Snapshot";
@@ -145,8 +145,19 @@ impl Proxy {
 
     /// [`Self::start`] with another server certificate, such as one for the wrong name.
     pub fn start_as(cluster: &Cluster, port: Port, upstream: &str, pair: &Pair) -> Self {
-        let tls = cluster.pki().client_tls(cluster.client_pair());
-        let server = Server::builder().tls_config(cluster.pki().server_tls(pair)).expect("TLS of the proxy");
+        Self::listen(cluster.pki().server_tls(pair), port, upstream, cluster.pki().client_tls(cluster.client_pair()))
+    }
+
+    /// At an address of `cluster`, in front of a member of another one, whose authority is another as well.
+    pub fn astray(cluster: &Cluster, port: Port, other: &Cluster, i: usize) -> Self {
+        let dir = cluster.pki().dir();
+        let pair = Pair { cert: dir.join("server.crt"), key: dir.join("server.key") };
+        let tls = other.pki().client_tls(other.client_pair());
+        Self::listen(cluster.pki().server_tls(&pair), port, &other.endpoint(i), tls)
+    }
+
+    fn listen(server: ServerTlsConfig, port: Port, upstream: &str, tls: ClientTlsConfig) -> Self {
+        let server = Server::builder().tls_config(server).expect("TLS of the proxy");
         let address = ("127.0.0.1", port.number());
         let listener = wait(async move { TcpListener::bind(address).await }).expect("the port was taken for this");
         let channel = dial(upstream.to_owned(), tls.clone());

@@ -1,5 +1,6 @@
 //! A site whose three members stand behind proxies that can be told to misbehave.
 
+use std::cell::RefCell;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -16,9 +17,11 @@ pub struct Behind {
     pub cluster: Cluster,
     pub proxies: Vec<Proxy>,
     pub site: Site,
-    good: String,
-    /// The store before the test's first run, and what every proxy had counted.
-    before: Vec<String>,
+    good: Option<String>,
+    policy: String,
+    /// The store before the next run.
+    before: RefCell<Vec<String>>,
+    /// What every proxy had counted when the test began.
     counted: Vec<[usize; 5]>,
 }
 
@@ -29,12 +32,20 @@ impl Behind {
     pub fn start(n: usize, options: Options) -> Self {
         let (cluster, proxies) = Proxy::before_each(n, options);
         fill::homelab(&cluster.client(0));
-        let site = Site::new(&cluster);
+        let pair = cluster.client_pair();
+        let urls: Vec<String> = proxies.iter().map(Proxy::url).collect();
+        let site = Site::at(&urls.join(","), cluster.pki().ca(), &pair.cert, &pair.key);
         site.change_policy("_timeout = \"2s\"", "_timeout = \"1s\"");
-        let good = site.backup();
-        let mut behind = Self { cluster, proxies, site, good, before: Vec::new(), counted: Vec::new() };
+        let mut behind = Self { proxies, ..Self::over(cluster, site) };
+        behind.good = Some(behind.site.backup());
         behind.begin();
         behind
+    }
+
+    /// A cluster and its site as a test made them, without proxies and without a backup.
+    pub fn over(cluster: Cluster, site: Site) -> Self {
+        let (policy, before) = (site.policy(), RefCell::new(site.backups()));
+        Self { cluster, proxies: Vec::new(), site, good: None, policy, before, counted: Vec::new() }
     }
 
     /// Three members that all tests of a process share, one test at a time; healed, and counted from here. They last as long as the
@@ -52,13 +63,14 @@ impl Behind {
         shared
     }
 
-    /// Heals the proxies and counts from here.
+    /// Heals the proxies, restores the policy and counts from here.
     pub fn begin(&mut self) {
         for (i, proxy) in self.proxies.iter().enumerate() {
             proxy.heal();
             proxy.move_to(&self.cluster.endpoint(i));
         }
-        self.before = self.site.backups();
+        self.site.write_policy(&self.policy);
+        *self.before.borrow_mut() = self.site.backups();
         self.counted = self.proxies.iter().map(|proxy| COUNTED.map(|path| proxy.calls(path))).collect();
     }
 
@@ -110,13 +122,17 @@ impl Behind {
             }
             assert!(report["error"].get("hint").is_some(), "{report}");
         }
-        let new: Vec<String> = self.site.backups().into_iter().filter(|name| !self.before.contains(name)).collect();
+        let now = self.site.backups();
+        let before = self.before.replace(now.clone());
+        let new: Vec<String> = now.into_iter().filter(|name| !before.contains(name)).collect();
         let kept = matches!(answer.code, 0 | 3 | 20);
         let expected: Vec<&str> = kept.then(|| report["id"].as_str().expect("an id")).into_iter().collect();
         assert_eq!(new, expected, "{report}");
         assert_eq!(kept, report.get("members").is_some(), "{report}");
-        let verified = self.site.run(&["verify", &self.good, "--output", "json"]).expect_code(0).json();
-        assert_eq!(verified["results"][0]["id"], self.good);
+        if let Some(good) = &self.good {
+            let verified = self.site.run(&["verify", good, "--output", "json"]).expect_code(0).json();
+            assert_eq!(verified["results"][0]["id"], good.as_str());
+        }
         Run { report, stderr: answer.stderr }
     }
 }
