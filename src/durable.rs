@@ -6,8 +6,16 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags},
+    io::Errno,
 };
 
 use crate::{
@@ -57,15 +65,36 @@ pub fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), PathError>
 
 /// Writes `contents` to `path`, which must not exist: keys and signed files are never overwritten.
 ///
+/// The file has no name until it is whole, where the file system can do that: a crash leaves no second copy of a key. Elsewhere (NFS) it may leave one
+/// under a temporary name.
+///
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`] with the path where something is there; else what the system says.
 pub fn create(path: &Path, contents: &[u8], mode: u32) -> Result<(), PathError> {
+    if create_unnamed(path, contents, mode)? {
+        return sync_parent(path);
+    }
     let pending = write_aside(path, contents, mode)?;
     // A link fails where the name is taken, which a rename would not.
     let linked = fs::hard_link(&pending, path).at(path);
     remove_quietly(&pending);
     linked?;
     sync_parent(path)
+}
+
+/// Whether the file is there now; not where the file system knows no files without a name, or `/proc` is not there to give it one.
+fn create_unnamed(path: &Path, contents: &[u8], mode: u32) -> Result<bool, PathError> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::open(parent(path), flags, Mode::from_raw_mode(mode)) else { return Ok(false) };
+    let mut file = File::from(fd);
+    file.set_permissions(fs::Permissions::from_mode(mode)).at(path)?;
+    file.write_all(contents).and_then(|()| file.sync_all()).at(path)?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(io::Error::from(error)).at(path),
+    }
 }
 
 fn write_aside(path: &Path, contents: &[u8], mode: u32) -> Result<PathBuf, PathError> {
@@ -92,10 +121,11 @@ pub fn sync_dir(path: &Path) -> Result<(), PathError> {
 }
 
 fn sync_parent(path: &Path) -> Result<(), PathError> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => sync_dir(Path::new(".")),
-    }
+    sync_dir(parent(path))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A directory under its temporary name: it gets its real one by [`PendingDir::publish`], or is removed when dropped.
