@@ -450,7 +450,13 @@ pub(crate) fn read_marker(dir: &Path) -> Result<Option<Marker>, Error> {
 fn without_marker(path: PathBuf) -> Result<Error, Error> {
     let present = backup_ids(&path)?;
     let state = journal::read_any(&path)?;
-    if present.is_empty() && state == JournalState::Missing {
+    // The marker is what `init` writes last: before it there may be a journal, and nothing in it.
+    let has_seen_nothing = match &state {
+        JournalState::Missing => true,
+        JournalState::Present(journal) => journal.published.is_empty() && journal.pruned.is_empty(),
+        JournalState::Damaged(_) => false,
+    };
+    if present.is_empty() && has_seen_nothing {
         return Ok(Error::NotInitialised { path });
     }
     let vanished = state.vanished(&present);
