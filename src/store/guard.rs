@@ -257,6 +257,8 @@ impl Who {
             let entry = match entry.map_err(|error| walk_error(store, error)) {
                 Ok(entry) => entry,
                 Err(error) if error.source.kind() == io::ErrorKind::NotFound => continue,
+                // A directory of somebody else's that this user may not list: it was named as such just before.
+                Err(error) if first.is_some() && error.source.kind() == io::ErrorKind::PermissionDenied => continue,
                 Err(error) => return Err(error.into()),
             };
             let meta = match fs::symlink_metadata(entry.path()).at(entry.path()) {
