@@ -3,7 +3,7 @@
 //! A client of its own for each member, since etcd-client balances over the endpoints that it is given, and a balanced Status says nothing
 //! about a balanced Snapshot. Every call and every message has its own timeout: a deadline on the call bounds the response's head alone.
 
-use std::{error::Error as _, fs, future::Future, path::Path, time::Duration};
+use std::{error::Error as _, fs, future::Future, path::Path, sync::Arc, time::Duration};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, SnapshotStreaming, TlsOptions};
 use tonic::Code;
@@ -27,6 +27,21 @@ pub enum Error {
         endpoint: String,
         /// The call.
         call: &'static str,
+        /// What the layers below said, innermost last.
+        cause: String,
+    },
+    /// The connection ended before the answer. With TLS 1.3 a server that refuses the client's certificate says so only after the handshake,
+    /// and its reason may be overtaken by the connection's end.
+    #[error(
+        "{endpoint}: {call}: the server closed the connection, as one does that refuses the client: it was shown {shown}: {cause}"
+    )]
+    Closed {
+        /// The client URL.
+        endpoint: String,
+        /// The call.
+        call: &'static str,
+        /// The certificate that the client showed.
+        shown: String,
         /// What the layers below said, innermost last.
         cause: String,
     },
@@ -92,9 +107,21 @@ impl Error {
         match self {
             Self::Io(_) => Verdict::Fatal,
             // A snapshot that broke off is asked for once more; a member that did not even say its Status is not.
-            Self::Connect { call, .. } | Self::Timeout { call, .. } if *call == SNAPSHOT => Verdict::Retry,
-            Self::Connect { .. } | Self::Timeout { .. } | Self::Changed { .. } => Verdict::Missing,
+            Self::Connect { call, .. } | Self::Closed { call, .. } | Self::Timeout { call, .. }
+                if *call == SNAPSHOT =>
+            {
+                Verdict::Retry
+            }
+            Self::Connect { .. } | Self::Closed { .. } | Self::Timeout { .. } | Self::Changed { .. } => {
+                Verdict::Missing
+            }
             Self::Short { .. } => Verdict::Retry,
+            // The account, not the member, is the cause: etcd answers a wrong password with InvalidArgument.
+            Self::Status { code: Code::InvalidArgument | Code::FailedPrecondition, call, .. }
+                if *call == AUTHENTICATE =>
+            {
+                Verdict::Fatal
+            }
             Self::Status { code, call, .. } => match code {
                 // The account, not the member, is the cause.
                 Code::Unauthenticated | Code::PermissionDenied => Verdict::Fatal,
@@ -103,13 +130,13 @@ impl Error {
                 | Code::InvalidArgument
                 | Code::NotFound
                 | Code::AlreadyExists
+                | Code::FailedPrecondition
                 | Code::OutOfRange => Verdict::Missing,
                 Code::Ok
                 | Code::Cancelled
                 | Code::Unknown
                 | Code::DeadlineExceeded
                 | Code::ResourceExhausted
-                | Code::FailedPrecondition
                 | Code::Aborted
                 | Code::Internal
                 | Code::Unavailable
@@ -130,6 +157,8 @@ fn sentence(message: &str) -> String {
     message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }
 
+/// The login, which etcd calls so.
+pub const AUTHENTICATE: &str = "Authenticate";
 const STATUS: &str = "Status";
 const MEMBER_LIST: &str = "MemberList";
 const SNAPSHOT: &str = "Snapshot";
@@ -138,6 +167,8 @@ const SNAPSHOT: &str = "Snapshot";
 #[derive(Clone)]
 pub struct Dialer {
     options: ConnectOptions,
+    login: Option<(String, String)>,
+    shown: Arc<str>,
     connect_timeout: Duration,
     stall_timeout: Duration,
 }
@@ -155,13 +186,24 @@ impl Dialer {
         if let Some(client) = &cluster.client {
             tls = tls.identity(Identity::from_pem(read(&client.cert_file)?, read(&client.key_file)?));
         }
-        let mut options = ConnectOptions::new().with_tls(tls).with_connect_timeout(backup.connect_timeout);
-        if let Some(login) = &cluster.user {
+        let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(backup.connect_timeout);
+        let mut login = None;
+        if let Some(user) = &cluster.user {
             let password =
-                String::from_utf8_lossy(&read(&login.password_file)?).trim_end_matches(['\r', '\n']).to_owned();
-            options = options.with_user(login.user.clone(), password);
+                String::from_utf8_lossy(&read(&user.password_file)?).trim_end_matches(['\r', '\n']).to_owned();
+            login = Some((user.user.clone(), password));
         }
-        Ok(Self { options, connect_timeout: backup.connect_timeout, stall_timeout: backup.stall_timeout })
+        let shown = match &cluster.client {
+            Some(client) => format!("certificate {}", client.cert_file.display()),
+            None => "no certificate".to_owned(),
+        };
+        Ok(Self {
+            options,
+            login,
+            shown: shown.into(),
+            connect_timeout: backup.connect_timeout,
+            stall_timeout: backup.stall_timeout,
+        })
     }
 
     /// A client for one endpoint. The connection is made by the first call.
@@ -169,11 +211,36 @@ impl Dialer {
     /// # Errors
     /// [`Error::Connect`] and, where the policy has a login, what that said.
     pub async fn dial(&self, endpoint: &Endpoint) -> Result<MemberClient, Error> {
-        let url = endpoint.to_string();
-        let connecting = Client::connect([url.as_str()], Some(self.options.clone()));
-        let client = within(&url, "Authenticate", self.connect_timeout, connecting).await?;
-        Ok(MemberClient { client, url, connect_timeout: self.connect_timeout, stall_timeout: self.stall_timeout })
+        let address = Address { url: endpoint.to_string(), shown: Arc::clone(&self.shown) };
+        let client = match &self.login {
+            None => self.connect(&address, self.options.clone()).await?,
+            Some((user, password)) => {
+                let options = self.options.clone().with_user(user, password);
+                match self.connect(&address, options).await {
+                    // As etcd's own client does: a cluster without authentication needs no login.
+                    Err(Error::Status { code: Code::FailedPrecondition, message, .. })
+                        if message.contains("authentication is not enabled") =>
+                    {
+                        self.connect(&address, self.options.clone()).await?
+                    }
+                    other => other?,
+                }
+            }
+        };
+        Ok(MemberClient { client, address, connect_timeout: self.connect_timeout, stall_timeout: self.stall_timeout })
     }
+
+    async fn connect(&self, address: &Address, options: ConnectOptions) -> Result<Client, Error> {
+        let connecting = Client::connect([address.url.as_str()], Some(options));
+        within(address, AUTHENTICATE, self.connect_timeout, connecting).await
+    }
+}
+
+/// Who is asked, and what is shown there.
+#[derive(Clone)]
+struct Address {
+    url: String,
+    shown: Arc<str>,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
@@ -219,7 +286,7 @@ pub struct Status {
 /// One endpoint's client.
 pub struct MemberClient {
     client: Client,
-    url: String,
+    address: Address,
     connect_timeout: Duration,
     stall_timeout: Duration,
 }
@@ -228,7 +295,7 @@ impl MemberClient {
     /// The client URL.
     #[must_use]
     pub fn url(&self) -> &str {
-        &self.url
+        &self.address.url
     }
 
     /// Asks who answers here, and how it is.
@@ -236,7 +303,7 @@ impl MemberClient {
     /// # Errors
     /// [`Error`].
     pub async fn status(&mut self) -> Result<Status, Error> {
-        let answer = within(&self.url, STATUS, self.connect_timeout, self.client.status()).await?;
+        let answer = within(&self.address, STATUS, self.connect_timeout, self.client.status()).await?;
         let header = answer.header();
         Ok(Status {
             member: EtcdId(header.map_or(0, etcd_client::ResponseHeader::member_id)),
@@ -255,7 +322,7 @@ impl MemberClient {
     /// # Errors
     /// [`Error`].
     pub async fn member_list(&mut self) -> Result<(EtcdId, Vec<ListedMember>), Error> {
-        let answer = within(&self.url, MEMBER_LIST, self.connect_timeout, self.client.member_list()).await?;
+        let answer = within(&self.address, MEMBER_LIST, self.connect_timeout, self.client.member_list()).await?;
         let cluster = EtcdId(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id));
         let members = answer.members().iter().map(|member| ListedMember {
             id: EtcdId(member.id()),
@@ -272,11 +339,10 @@ impl MemberClient {
     /// # Errors
     /// [`Error`].
     pub async fn snapshot(&mut self) -> Result<SnapshotStream, Error> {
-        let stream = within(&self.url, SNAPSHOT, self.stall_timeout, self.client.snapshot()).await?;
-        let url = self.url.clone();
+        let stream = within(&self.address, SNAPSHOT, self.stall_timeout, self.client.snapshot()).await?;
         Ok(SnapshotStream {
             stream,
-            url,
+            address: self.address.clone(),
             stall_timeout: self.stall_timeout,
             received: 0,
             remaining: None,
@@ -291,7 +357,7 @@ impl MemberClient {
 /// ends otherwise was cut off, whatever its closing status says.
 pub struct SnapshotStream {
     stream: SnapshotStreaming,
-    url: String,
+    address: Address,
     stall_timeout: Duration,
     received: u64,
     remaining: Option<u64>,
@@ -305,7 +371,7 @@ impl SnapshotStream {
     /// [`Error::Timeout`] when no message came in time, [`Error::Status`], [`Error::Short`].
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         loop {
-            let message = within(&self.url, SNAPSHOT, self.stall_timeout, self.stream.message()).await?;
+            let message = within(&self.address, SNAPSHOT, self.stall_timeout, self.stream.message()).await?;
             let Some(message) = message else { return self.end().map(|()| None) };
             let message = message.0;
             if message.blob.is_empty() {
@@ -347,34 +413,41 @@ impl SnapshotStream {
     }
 
     fn short(&self, problem: &str) -> Error {
-        Error::Short { endpoint: self.url.clone(), received: self.received, problem: problem.to_owned() }
+        Error::Short { endpoint: self.address.url.clone(), received: self.received, problem: problem.to_owned() }
     }
 }
 
 /// Runs one call under its timeout and gives its error the endpoint's name.
 async fn within<T>(
-    endpoint: &str,
+    address: &Address,
     call: &'static str,
     limit: Duration,
     work: impl Future<Output = Result<T, etcd_client::Error>>,
 ) -> Result<T, Error> {
     match tokio::time::timeout(limit, work).await {
-        Err(_elapsed) => Err(Error::Timeout { endpoint: endpoint.to_owned(), call, waited: limit }),
-        Ok(result) => result.map_err(|error| from_client(endpoint, call, &error)),
+        Err(_elapsed) => Err(Error::Timeout { endpoint: address.url.clone(), call, waited: limit }),
+        Ok(result) => result.map_err(|error| from_client(address, call, &error)),
     }
 }
 
-fn from_client(endpoint: &str, call: &'static str, error: &etcd_client::Error) -> Error {
-    let endpoint = endpoint.to_owned();
-    match error {
+fn from_client(address: &Address, call: &'static str, error: &etcd_client::Error) -> Error {
+    let endpoint = address.url.clone();
+    let cause = match error {
         // A status that the client made itself, because there was no connection, carries the cause; one from the server has none.
         etcd_client::Error::GRpcStatus(status) if status.source().is_none() => {
-            Error::Status { endpoint, call, code: status.code(), message: status.message().to_owned() }
+            return Error::Status { endpoint, call, code: status.code(), message: status.message().to_owned() };
         }
-        etcd_client::Error::GRpcStatus(status) => Error::Connect { endpoint, call, cause: causes(status) },
-        etcd_client::Error::TransportError(error) => Error::Connect { endpoint, call, cause: causes(error) },
-        other => Error::Connect { endpoint, call, cause: sentence(&other.to_string()) },
+        etcd_client::Error::GRpcStatus(status) => causes(status),
+        etcd_client::Error::TransportError(error) => causes(error),
+        other => sentence(&other.to_string()),
+    };
+    // What rustls, hyper and the system call the end of a connection from the other side.
+    let closed = ["received fatal alert", "operation was canceled", "connection reset", "broken pipe"];
+    let words = cause.to_lowercase();
+    if closed.iter().any(|word| words.contains(word)) {
+        return Error::Closed { endpoint, call, shown: address.shown.to_string(), cause };
     }
+    Error::Connect { endpoint, call, cause }
 }
 
 /// The innermost two of an error's causes, outer first: the outer ones are "transport error" and the like.

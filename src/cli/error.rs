@@ -336,10 +336,14 @@ impl From<endpoint::Error> for Failure {
             endpoint::Error::Io(_) => {
                 "name the files with [cluster] ca_file, cert_file and key_file, and read them as root"
             }
+            endpoint::Error::Status { call, .. } if *call == endpoint::AUTHENTICATE => {
+                "see to [cluster] user and password_file: etcd does not take this login"
+            }
             endpoint::Error::Status { .. } => {
                 "etcd refuses this client: it needs a user with the root role, or a certificate that etcd trusts as one"
             }
             endpoint::Error::Connect { .. }
+            | endpoint::Error::Closed { .. }
             | endpoint::Error::Timeout { .. }
             | endpoint::Error::Changed { .. }
             | endpoint::Error::Short { .. } => "try `etcdctl endpoint status --cluster` with the same files",
