@@ -190,6 +190,7 @@ fn a_snapshot_that_is_refused_for_now_is_asked_for_once_more() {
 fn a_call_that_is_refused_for_good_is_not_repeated() {
     refused(SNAPSHOT, Code::Unimplemented, 1, 3);
     refused(SNAPSHOT, Code::InvalidArgument, 1, 3);
+    refused(SNAPSHOT, Code::FailedPrecondition, 1, 3);
     refused(STATUS, Code::Unimplemented, 1, 3);
 }
 
