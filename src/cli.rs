@@ -16,7 +16,7 @@ mod verify;
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, sync::Arc};
 
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -208,17 +208,17 @@ pub fn main(arguments: Vec<OsString>, environment: Vec<(String, String)>, now: T
     let wants_json = json::wanted(&arguments);
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
-        Err(error) if error.use_stderr() => {
-            let help = error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-            if wants_json && !help {
-                return emit(Output::Json, "usage", Err(Failure::usage(&error.to_string())));
+        Err(error) => {
+            let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+            if error.use_stderr() && (wants_json || !help) {
+                let output = if wants_json { Output::Json } else { Output::Table };
+                return emit(output, "usage", Err(Failure::usage(&error.to_string())));
             }
-            say(&error.render().ansi().to_string());
-            return 2;
-        }
-        Err(help) => {
-            print(&help.render().ansi().to_string());
-            return 0;
+            // Help, which has its colours on a terminal only.
+            if error.print().is_err() {
+                tracing::debug!("nobody reads it");
+            }
+            return if help { 2 } else { 0 };
         }
     };
     let Arguments { global, command } = parsed;

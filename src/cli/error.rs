@@ -69,8 +69,11 @@ impl Failure {
 
     /// Arguments that cannot be parsed.
     pub fn usage(message: &str) -> Self {
-        let message = message.trim().trim_start_matches("error: ");
-        Self::new(USAGE, "usage", message, "run `etcd-dr help`".to_owned())
+        // The parser's own words, but for those that say nothing.
+        let message = message.trim().trim_start_matches("error: ").replace("invalid value", "wrong value");
+        let message = message.replace("unexpected argument", "unknown argument").replace("' found", "'");
+        let message = message.replace("For more information, try '--help'.", "");
+        Self::new(USAGE, "usage", message.trim_end(), "run `etcd-dr help`".to_owned())
     }
 
     /// A command that only root may run.

@@ -17,11 +17,16 @@ pub struct Arguments {
     #[arg(long)]
     dry_run: bool,
     /// A cluster whose backups this store takes from now on: the new id of a cluster that was restored
-    #[arg(long, value_name = "ID", value_parser = str::parse::<EtcdId>)]
+    #[arg(long, value_name = "ID", value_parser = cluster_id)]
     accept_cluster: Option<EtcdId>,
     /// Run as another user than root, for an etcd without Kubernetes
     #[arg(long)]
     allow_non_root: bool,
+}
+
+fn cluster_id(text: &str) -> Result<EtcdId, String> {
+    text.parse()
+        .map_err(|_not_hex| "a cluster id is 1 to 16 hex digits, as the refusal of `backup` prints it".to_owned())
 }
 
 pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> {
