@@ -370,13 +370,10 @@ fn a_public_key_of_somebody_else_trusts_nothing() {
 
 /// A backup of that age at `digest`: the sealed bytes are made up, all else is real.
 fn forged(copy: &Copied, hours_ago: i64) -> String {
-    let marker: Value = serde_json::from_slice(&fs::read(copy.store.join(".etcd-dr-store.json")).unwrap()).unwrap();
     let key = etcd_dr::sign::SecretKey::load(&copy.stage.site.path("signing.key")).unwrap();
     #[allow(clippy::disallowed_methods, reason = "ages are relative to the very time")]
     let made = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours_ago);
-    let mut golden = Golden::at(&made.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-    golden.index.store_id = marker["id"].as_str().unwrap().to_owned();
-    golden.index.cluster_id = marker["lineage"][0].as_str().unwrap().parse().unwrap();
+    let golden = Golden::in_store(&copy.store, made);
     golden.write(&copy.store, &key);
     golden.index.id.to_string()
 }

@@ -95,6 +95,16 @@ impl Golden {
         Self { index, files }
     }
 
+    /// One that belongs to the real store at `store`.
+    pub fn in_store(store: &Path, created_at: Timestamp) -> Self {
+        let marker: etcd_dr::record::Marker =
+            serde_json::from_slice(&std::fs::read(store.join(names::MARKER)).unwrap()).unwrap();
+        let mut golden = Self::at(&created_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        golden.index.store_id = marker.id;
+        golden.index.cluster_id = marker.lineage[0];
+        golden
+    }
+
     /// The same with another result of the run's own proof.
     pub fn proved(mut self, level: ProofLevel) -> Self {
         self.index.proof = level;
