@@ -231,7 +231,8 @@ impl Dialer {
     }
 
     async fn connect(&self, address: &Address, options: ConnectOptions) -> Result<Client, Error> {
-        let connecting = Client::connect([address.url.as_str()], Some(options));
+        // The client's future is large, and `dial` would hold three of it.
+        let connecting = Box::pin(Client::connect([address.url.as_str()], Some(options)));
         within(address, AUTHENTICATE, self.connect_timeout, connecting).await
     }
 }

@@ -92,15 +92,12 @@ fn etcd_itself_refuses_those_clients() {
     let pairs = [Some(cluster.pki().expired_client_cert()), Some(cluster.pki().foreign_client_cert()), None];
     for pair in pairs {
         site.write_policy(&policy);
-        match &pair {
-            Some(pair) => {
-                site.change_policy(path(&own.key), path(&pair.key));
-                site.change_policy(path(&own.cert), path(&pair.cert));
-            }
-            None => {
-                site.change_policy(&format!("key_file = {:?}\n", own.key), "");
-                site.change_policy(&format!("cert_file = {:?}\n", own.cert), "");
-            }
+        if let Some(pair) = &pair {
+            site.change_policy(path(&own.key), path(&pair.key));
+            site.change_policy(path(&own.cert), path(&pair.cert));
+        } else {
+            site.change_policy(&format!("key_file = {:?}\n", own.key), "");
+            site.change_policy(&format!("cert_file = {:?}\n", own.cert), "");
         }
         let refusals = || fs::read_to_string(cluster.log(0)).unwrap().matches("rejected connection").count();
         let before = refusals();
