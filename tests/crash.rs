@@ -443,7 +443,11 @@ fn a_proof_record_is_written_whole_or_does_not_count() {
         assert!(before <= 1);
         assert_eq!(listed(&site), BTreeSet::from([id.clone()]));
         let answer = site.run(&["verify", "--output", "json"]).expect_code(0).json();
-        assert_eq!((&answer["findings"], &answer["warnings"]), (&json!([]), &json!([])), "{steps:#?}");
+        assert_eq!(answer["findings"], json!([]), "{steps:#?}");
+        // A record that was left without its signature is named, and is no more than that.
+        let warnings = answer["warnings"].as_array().unwrap();
+        let unsigned = |text: &str| text.ends_with("does not count: its signature is missing");
+        assert!(warnings.len() <= 1 && warnings.iter().all(|text| unsigned(text.as_str().unwrap())), "{warnings:?}");
         assert_eq!(counted(&show()), before + 1, "{steps:#?}");
         assert_eq!(rests(&site.store()), [""; 0], "{steps:#?}");
         backup_without_finding(&site);
