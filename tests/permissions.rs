@@ -258,17 +258,15 @@ fn theirs(stage: &Arc<Stage>) -> (OtherUser, Vec<String>) {
     let files = [stage.cluster.pki().ca(), &pair.cert, &pair.key].map(|file| user.own(file));
     let recipient = user.run(&["keys", "generate", "--out", "identity.txt"]).expect_code(0).stdout;
     let home = user.home();
+    let [ca, cert, key] = files.each_ref().map(|file| text(file));
+    let [store, identity, signing] =
+        ["store", "identity.txt", "signing.key"].map(|name| format!("{}/{name}", home.display()));
     let policy = format!(
-        "version = 1\n[cluster]\nname = \"homelab\"\nendpoints = [{:?}]\nca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}\n\
-         [store]\npath = {:?}\nreserve = \"1MiB\"\n[encryption]\nrecipients = [{:?}]\nidentity_file = {:?}\n[signing]\nsecret_key_file = {:?}\n",
+        "version = 1\n[cluster]\nname = \"homelab\"\nendpoints = [{:?}]\nca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n\
+         [store]\npath = {store:?}\nreserve = \"1MiB\"\n[encryption]\nrecipients = [{:?}]\nidentity_file = {identity:?}\n\
+         [signing]\nsecret_key_file = {signing:?}\n",
         stage.cluster.endpoint(0),
-        files[0],
-        files[1],
-        files[2],
-        home.join("store"),
         recipient.trim(),
-        home.join("identity.txt"),
-        home.join("signing.key"),
     );
     fs::write(home.join("policy.toml"), policy).unwrap();
     set_mode(&home.join("policy.toml"), 0o600);
