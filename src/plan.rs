@@ -1,3 +1,4 @@
 //! Decisions: pure in (facts, policy, now); no I/O and no clock; each carries its reasons.
 
+pub mod primary;
 pub mod retention;

@@ -123,3 +123,23 @@ fn stock_tools_open_all_of_it() {
         }
     }
 }
+
+#[test]
+fn a_loss_is_named_until_age_alone_would_have_dropped_it() {
+    let cluster = Cluster::start(1, Options::default());
+    let site = Site::new(&cluster);
+    let lost = site.backup();
+    fs::remove_dir_all(site.backup_dir(&lost)).unwrap();
+    for _ in 0..2 {
+        let report = site.run(&["backup", "--output", "json"]).expect_code(3).json();
+        assert_eq!(report["findings"][0]["kind"], "backup_vanished");
+        assert_eq!(report["findings"][0]["name"], lost);
+        assert_eq!(report["partial"], false);
+    }
+    site.write_policy(&format!("{}[retention]\nkeep_within = \"1s\"\n", site.policy()));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    // The run that finds it expired still names it; the next has nothing to say.
+    site.run(&["backup"]).expect_code(3);
+    site.run(&["backup"]).expect_code(0);
+    site.run(&["verify", "--all"]).expect_code(0);
+}

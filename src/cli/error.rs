@@ -194,7 +194,7 @@ impl Failure {
         let missing = named(FindingKind::MemberMissing);
         if index.partial {
             let message = format!("the backup is partial{missing}{state}");
-            let hint = "bring that member back, then run `etcd-dr backup` again".to_owned();
+            let hint = "put right what is said of that member, then run `etcd-dr backup` again".to_owned();
             return Some(Self::new(PARTIAL, "partial", message, hint));
         }
         if !index.findings.is_empty() {

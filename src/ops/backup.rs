@@ -22,6 +22,7 @@ use crate::{
     catalog::{Backup, Catalog},
     durable::PendingDir,
     endpoint::{self, Dialer},
+    plan::primary,
     policy::Policy,
     proof::{self, Seen},
     record::{
@@ -80,16 +81,6 @@ pub enum Error {
     /// A thread of ours ended without an answer.
     #[error("internal: {0}")]
     Internal(String),
-}
-
-impl From<OpenError> for Error {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Io(error) => error.into(),
-            OpenError::Interrupted => Self::Interrupted,
-            other => Self::Internal(other.to_string()),
-        }
-    }
 }
 
 /// What a run needs; everything was loaded and checked by the driver.
@@ -263,11 +254,19 @@ async fn fill(
             }
         }
     }
-    for (at, outcome) in in_hand {
+    let mut waiting = in_hand.into_iter();
+    while let Some((at, outcome)) = waiting.next() {
         let Some(reached) = discovered.reached.get_mut(at) else { continue };
-        let member = match outcome {
-            Ok(held) => settle(request, &run_key, pending, reached, held).await?,
-            Err(error) => Member { error: Some(error.to_string()), ..reached.member() },
+        let settled = match outcome {
+            Ok(held) => settle(request, &run_key, pending, reached, held).await,
+            Err(error) => Ok(Member { error: Some(error.to_string()), ..reached.member() }),
+        };
+        let member = match settled {
+            Ok(member) => member,
+            Err(error) => {
+                abandon(request, waiting).await;
+                return Err(error);
+            }
         };
         findings.extend(finding(&member));
         members.insert(at, member);
@@ -282,7 +281,7 @@ async fn fill(
 }
 
 /// Waits for the proofs that still read, so that nothing works on in a directory that is about to go.
-async fn abandon(request: &Request<'_>, in_hand: Vec<(usize, Result<InHand, endpoint::Error>)>) {
+async fn abandon(request: &Request<'_>, in_hand: impl IntoIterator<Item = (usize, Result<InHand, endpoint::Error>)>) {
     request.cancel.cancel();
     for (_, held) in in_hand {
         if let Ok(held) = held
@@ -352,7 +351,12 @@ async fn settle(
 }
 
 async fn joined(proof: JoinHandle<Result<Seen, OpenError>>) -> Result<Seen, Error> {
-    Ok(proof.await.map_err(|error| Error::Internal(error.to_string()))??)
+    match proof.await.map_err(|error| Error::Internal(error.to_string()))? {
+        Ok(seen) => Ok(seen),
+        Err(OpenError::Interrupted) => Err(Error::Interrupted),
+        // A file that the disk does not give back is not proved; it is no reason to drop the others.
+        Err(error) => Ok(Seen::Changed(error.to_string())),
+    }
 }
 
 fn problem(taken: &Taken, seen: &Seen) -> Option<String> {
@@ -384,7 +388,7 @@ fn index(
 ) -> Index {
     findings.extend(request.findings.iter().cloned());
     findings.sort();
-    let primary = primary(&members, &discovered.lagging);
+    let primary = primary::primary(&members, &discovered.lagging);
     let proof = primary.map_or(ProofLevel::None, |member| member.proof);
     let primary = primary.map(|member| member.name.clone());
     let partial = members.iter().any(|member| member.file.is_none() && !member.learner);
@@ -432,17 +436,6 @@ fn index(
 
 fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
-}
-
-/// The file that a restore uses: of the voting members within `max_lag`, the highest proof, then the highest revision, then the one streamed
-/// last. A file that failed its proof is never it.
-fn primary<'a>(members: &'a [Member], lagging: &[EtcdId]) -> Option<&'a Member> {
-    members
-        .iter()
-        .filter(|member| {
-            member.file.is_some() && !member.learner && member.proof > ProofLevel::None && !lagging.contains(&member.id)
-        })
-        .max_by_key(|member| (member.proof, member.status_revision))
 }
 
 /// Writes index, recovery text, digests and signature, each durable.

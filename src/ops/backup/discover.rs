@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 use super::Error;
 use crate::{
     endpoint::{self, Dialer, ListedMember, MemberClient, Status, Verdict},
+    plan::primary,
     policy::Endpoint,
     record::{EtcdId, Finding, FindingKind, Member, ProofLevel},
 };
@@ -125,13 +126,13 @@ pub async fn discover(dialer: &Dialer, endpoints: &[Endpoint], max_lag: u64) -> 
     }
     // A stream costs its server something: the leader, on whom all writes wait, is asked last.
     found.reached.sort_by_key(Reached::is_leader);
-    let highest = found.reached.iter().map(|reached| reached.status.revision).max().unwrap_or(0);
+    let revisions: Vec<_> = found.reached.iter().map(|reached| (reached.listed.id, reached.status.revision)).collect();
+    let lagging = primary::lagging(&revisions, max_lag);
     for reached in &found.reached {
-        let behind = highest.saturating_sub(reached.status.revision);
-        if u64::try_from(behind).is_ok_and(|behind| behind > max_lag) {
+        if let Some((id, behind)) = lagging.iter().find(|(id, _)| *id == reached.listed.id) {
             let name = &reached.listed.name;
             found.warnings.push(format!("{name} is {behind} revisions behind: it is streamed and never primary"));
-            found.lagging.push(reached.listed.id);
+            found.lagging.push(*id);
         }
         for alarm in &reached.status.errors {
             found.warnings.push(format!("{} reports: {alarm}", reached.listed.name));
