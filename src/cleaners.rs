@@ -193,6 +193,10 @@ impl Scanner<'_> {
     fn called(&mut self, path: &Path, number: usize, line: &str) {
         for word in words(line) {
             let Some(inside) = word.strip_prefix('/') else { continue };
+            // What the kernel shows there names every mount and runs nothing.
+            if inside.starts_with("proc/") || inside.starts_with("sys/") {
+                continue;
+            }
             let script = self.root.join(inside);
             if fs::metadata(&script).is_ok_and(|meta| meta.is_file()) {
                 self.file(&script, Kind::Script, Some(&(path.to_owned(), number)));

@@ -240,6 +240,9 @@ fn dispatch(
         Command::Completions(arguments) => return Ok(pages::completions(&mut Arguments::command(), &arguments)),
         _ => {}
     }
+    if global.identity.as_ref().is_some_and(|path| path.to_string_lossy().to_uppercase().contains("AGE-SECRET-KEY-")) {
+        return Err(Failure::secret_in_argument());
+    }
     let flags = Overrides {
         endpoints: global.endpoints,
         cacert: global.cacert,
@@ -277,16 +280,18 @@ fn dispatch(
     })
 }
 
-/// SIGINT and SIGTERM end a run the same way: nothing half made stays.
+/// SIGINT, SIGTERM and SIGHUP end a run the same way: nothing half made stays.
 fn cancel_on_signals(cancel: CancellationToken) -> Result<(), Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let internal = |error: std::io::Error| Failure::internal(&error.to_string());
     let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(internal)?;
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
         cancel.cancel();
     });
@@ -299,10 +304,11 @@ fn emit(output: Output, command: &str, result: Result<Answer, Failure>) -> u8 {
         Ok(answer) => (answer.json, answer.table, answer.failure),
         Err(failure) => (serde_json::Value::Null, String::new(), Some(failure)),
     };
-    match output {
+    let printed = match output {
         Output::Json => print(&json::render(command, data, failure.as_ref())),
         Output::Table => print(&table),
-    }
+    };
+    let failure = failure.or(printed.err().map(|error| Failure::no_output(&error)));
     if let Some(failure) = &failure {
         say(&failure.to_string());
     }
@@ -310,10 +316,11 @@ fn emit(output: Output, command: &str, result: Result<Answer, Failure>) -> u8 {
 }
 
 /// Writes to stdout. A reader that went away (`| head`) is no failure of the run.
-fn print(text: &str) {
+fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        tracing::debug!("nobody reads stdout");
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }
 

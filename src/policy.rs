@@ -275,7 +275,7 @@ impl Policy {
             source: source.map(|(path, _)| path),
             cluster: cluster(&settings)?,
             store: Store {
-                path: settings.needed_path("store", "path")?,
+                path: store_path(&settings)?,
                 reserve: settings.parse("store", "reserve", Reserve::from_str)?,
             },
             backup,
@@ -525,6 +525,44 @@ fn recipients(listed: Vec<(String, Origin)>, key: &str) -> Result<Vec<String>, E
         recipients.push(text);
     }
     Ok(recipients)
+}
+
+/// A store is a directory of its own: made root's alone, one of these would lock the system out of itself.
+fn store_path(settings: &Settings) -> Result<PathBuf, Error> {
+    const SYSTEM: [&str; 24] = [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/media",
+        "/mnt",
+        "/opt",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/srv",
+        "/sys",
+        "/tmp",
+        "/usr",
+        "/var",
+        "/var/backups",
+        "/var/cache",
+        "/var/lib",
+        "/var/log",
+        "/var/tmp",
+    ];
+    let path = settings.needed_path("store", "path")?;
+    if !SYSTEM.iter().any(|system| path == Path::new(system)) {
+        return Ok(path);
+    }
+    let problem = format!("{} is a directory of the system", path.display());
+    let hint = Some("name a directory of its own, such as /backup/etcd".to_owned());
+    let origin = settings.get("store", "path").map_or(Origin::Default, |setting| setting.origin.clone());
+    Err(Error::Value { origin, key: "[store] path".to_owned(), problem, hint })
 }
 
 fn trusted(settings: &Settings) -> Result<Vec<String>, Error> {

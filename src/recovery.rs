@@ -26,6 +26,9 @@ pub fn render(index: &Index, signer: &PublicKey) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
+/// Where the database is opened to: memory, and never a directory of the backup, whose files are all signed.
+const PLAIN: &str = "/dev/shm/snapshot.db";
+
 const STOP: &str = r"## 3. Stop, on every control-plane node
 
 Open a shell on each node first: once the API is gone, `kubectl` is no help. Move the manifests out of the directory; a copy that
@@ -46,6 +49,8 @@ const START: &str = r"## 5. Start
 Move `etcd.yaml` back on at least two nodes at once, and wait for one leader and equal hashes (`etcdctl endpoint hashkv --cluster`).
 Then one `kube-apiserver.yaml`; look at `/readyz?verbose` and at a Secret; then the other apiservers; controller manager and
 scheduler last. Restart the kubelet on every node, then kube-proxy, the CNI, CoreDNS and the operators.
+
+Remove what was opened, on every node: `rm /dev/shm/snapshot.db`.
 
 Take a new backup when the cluster stands. It has a new cluster id: `etcd-dr init --accept-cluster <id>` lets this store take it.
 ";
@@ -144,12 +149,12 @@ impl Facts<'_> {
             writeln!(text, "- `{recipient}`")?;
         }
         writeln!(text, "\n```sh\numask 077")?;
-        writeln!(text, "age -d -i identity.txt {file} | zstd -d -o snapshot.db")?;
-        writeln!(text, "etcdutl snapshot status snapshot.db -w table\n```\n")?;
+        writeln!(text, "age -d -i identity.txt {file} | zstd -d -o {PLAIN}")?;
+        writeln!(text, "etcdutl snapshot status {PLAIN} -w table\n```\n")?;
         if let Some(member) = self.chosen
             && let (Some(sha256), Some(bytes)) = (member.plain_sha256, member.plain_bytes)
         {
-            writeln!(text, "`snapshot.db` has {bytes} bytes and SHA-256 `{sha256}`.\n")?;
+            writeln!(text, "`{PLAIN}` has {bytes} bytes and SHA-256 `{sha256}`.\n")?;
         }
         if index.primary.is_none() {
             writeln!(text, "No member's file was chosen as the one to restore: compare them before you do.\n")?;
@@ -165,7 +170,11 @@ impl Facts<'_> {
         writeln!(text, "## 4. Restore, each member from the same file\n")?;
         writeln!(
             text,
-            "Choose one new token for all of them (`TOKEN=etcd-dr-$(uuidgen)`, the same text on each node); an old one lets forgotten members"
+            "Copy `{PLAIN}` to the same path on each node, and compare its SHA-256 there. Choose one new token for all of them"
+        )?;
+        writeln!(
+            text,
+            "(`TOKEN=etcd-dr-$(cat /proc/sys/kernel/random/uuid)`, the same text on each node); an old one lets forgotten members"
         )?;
         writeln!(
             text,
@@ -174,7 +183,7 @@ impl Facts<'_> {
         writeln!(text, "cluster moved on since this backup.\n")?;
         for member in &self.voters {
             writeln!(text, "On `{}`:\n\n```sh", member.name)?;
-            writeln!(text, "etcdutl snapshot restore snapshot.db --data-dir /var/lib/etcd-restored \\")?;
+            writeln!(text, "etcdutl snapshot restore {PLAIN} --data-dir /var/lib/etcd-restored \\")?;
             writeln!(
                 text,
                 "  --name {} --initial-advertise-peer-urls {} \\",
@@ -199,7 +208,8 @@ fn shell(text: &str) -> String {
 }
 
 fn cell(text: &str) -> String {
-    text.replace('|', r"\|").replace(['\n', '\r'], " ")
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.replace('|', r"\|").chars().map(plain).collect()
 }
 
 fn missing(voters: &[&Member]) -> String {

@@ -43,6 +43,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// A backup where its store was meant (exit 10).
+    #[error("{} is a backup, not a store", path.display())]
+    IsBackup {
+        /// The backup's directory.
+        path: PathBuf,
+    },
     /// Backups or a journal without a marker: something deletes files here (exit 10).
     #[error("{} has lost its marker ({}): something deletes files here{}", path.display(), names::MARKER, losses(present, vanished, lost))]
     MarkerGone {
@@ -108,14 +114,24 @@ impl Error {
                 guard::shell_quote(path)
             )),
             Self::NotInitialised { path } => {
-                Some(format!("make it a store with `etcd-dr init --store {}`", guard::shell_quote(path)))
+                let quoted = guard::shell_quote(path);
+                Some(format!(
+                    "if a disk is to be mounted there, mount it; else make it a store with `etcd-dr init --store {quoted}`"
+                ))
             }
+            Self::IsBackup { path } => Some(format!(
+                "name the directory above it: `--store {}`",
+                guard::shell_quote(path.parent().unwrap_or(path))
+            )),
             Self::MarkerGone { path, .. } => Some(format!(
                 "find what deletes there, then run `etcd-dr init --store {}`: it names cron lines and timers, and recovers the marker",
                 guard::shell_quote(path)
             )),
             Self::BadMarker { path, .. } => {
-                Some(format!("look at it with `cat {}`; nothing was changed", guard::shell_quote(path)))
+                let quoted = guard::shell_quote(path);
+                Some(format!(
+                    "move it away with `mv {quoted} {quoted}.damaged`; then `etcd-dr init` recovers the marker from what is there"
+                ))
             }
             Self::Unsafe(found) => Some(found.hint()),
             Self::Locked { holder: Some(holder), .. } => Some(format!("wait for it; `ps -fp {}` shows it", holder.pid)),
@@ -180,11 +196,20 @@ pub struct Store {
     marker: Marker,
 }
 
+/// A store that is begun inside a backup would spoil it: every file in there that nobody signed is a finding.
+///
+/// # Errors
+/// [`Error::IsBackup`].
+pub(crate) fn refuse_backup(path: &Path) -> Result<(), Error> {
+    let is_backup = [names::INDEX, names::SUMS].iter().all(|name| path.join(name).exists());
+    if is_backup { Err(Error::IsBackup { path: path.to_owned() }) } else { Ok(()) }
+}
+
 impl Store {
     /// Checks who may reach the directory, then reads its marker. Nothing is changed.
     ///
     /// # Errors
-    /// [`Error::Unsafe`], [`Error::NoStore`], [`Error::NotInitialised`], [`Error::MarkerGone`], [`Error::BadMarker`], [`Error::Io`].
+    /// [`Error::Unsafe`], [`Error::NoStore`], [`Error::IsBackup`], [`Error::NotInitialised`], [`Error::MarkerGone`], [`Error::BadMarker`], [`Error::Io`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         let path = std::path::absolute(path).at(path)?;
         match guard::check_store(&path) {
@@ -195,6 +220,7 @@ impl Store {
             }
             result => result?,
         }
+        refuse_backup(&path)?;
         match read_marker(&path)? {
             Some(marker) => Ok(Self { path, marker }),
             None => Err(without_marker(path)?),

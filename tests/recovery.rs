@@ -79,6 +79,7 @@ fn followed_to_the_letter_it_brings_the_cluster_back() {
             .replace("/var/lib/etcd/", &format!("{}/", data_dir.display()));
         sh(&block, &work);
     }
+    fs::remove_file("/dev/shm/snapshot.db").unwrap();
     for i in 0..3 {
         cluster.launch(i);
     }

@@ -41,14 +41,21 @@ fn level() -> impl Strategy<Value = ProofLevel> {
 /// Up to thirty backups, hours or weeks apart, mostly whole; several may be of one second.
 fn catalogue() -> impl Strategy<Value = Vec<Candidate>> {
     let step = prop_oneof![3 => 0..30_u64, 3 => Just(24), 1 => 0..2000_u64];
-    let one = (step, level(), prop::bool::weighted(0.8), prop::bool::weighted(0.1), prop::bool::weighted(0.85));
+    let one = (
+        step,
+        level(),
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.85),
+        prop::bool::weighted(0.3),
+    );
     prop::collection::vec(one, 0..30).prop_map(|rows| {
         let mut hours = 0;
-        let candidate = |(salt, (step, level, complete, in_use, trusted))| {
+        let candidate = |(salt, (step, level, complete, in_use, trusted, partial))| {
             hours += step;
             let created_at = start() + Duration::from_secs(hours * HOUR);
             let id = BackupId::new(created_at, u16::try_from(salt).unwrap());
-            Candidate { id, created_at, level, complete, in_use, trusted }
+            Candidate { id, created_at, level, complete, in_use, trusted, partial }
         };
         rows.into_iter().enumerate().map(candidate).collect()
     })
@@ -180,7 +187,7 @@ fn nightly(nights: u64) -> Vec<Candidate> {
 
 fn proved_on(created_at: Timestamp) -> Candidate {
     let id = BackupId::new(created_at, 0);
-    Candidate { id, created_at, level: ProofLevel::Open, complete: true, in_use: false, trusted: true }
+    Candidate { id, created_at, level: ProofLevel::Open, complete: true, in_use: false, trusted: true, partial: false }
 }
 
 fn five_days() -> Retention {
@@ -434,4 +441,20 @@ fn decisions_are_written_as_the_contract_says() {
         })
     );
     assert_eq!(serde_json::to_value(&decisions[9]).unwrap()["action"], "keep");
+}
+
+#[test]
+fn partial_ones_never_drop_the_last_whole_one() {
+    let mut backups: Vec<_> =
+        ["2026-11-01T02:00:00Z", "2026-11-02T02:00:00Z", "2026-11-20T02:00:00Z", "2026-11-21T02:00:00Z"]
+            .iter()
+            .map(|text| proved_on(time(text)))
+            .collect();
+    backups[2].partial = true;
+    backups[3].partial = true;
+    let rules = Retention { keep_within: Duration::ZERO, keep_proved: 2, ..five_days() };
+    let decisions = decide(&backups, &rules, time("2026-11-22T02:00:00Z"), true).unwrap();
+    let kept: Vec<_> = decisions.iter().map(|decision| decision.action == Action::Keep).collect();
+    assert_eq!(kept, [false, true, true, true]);
+    assert_eq!(decisions[1].reasons, ["the newest proved one that is whole"]);
 }

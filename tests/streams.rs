@@ -248,6 +248,11 @@ fn sigterm_leaves_nothing() {
 }
 
 #[test]
+fn a_terminal_that_goes_away_leaves_nothing() {
+    interrupted_by(Signal::HUP);
+}
+
+#[test]
 fn an_address_that_moves_before_the_stream_is_caught_after_it() {
     let lab = Behind::shared();
     let (follower, leader) = (lab.follower(), lab.cluster.leader().unwrap());

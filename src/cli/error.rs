@@ -85,7 +85,7 @@ impl Failure {
     /// Nobody whose signature could be believed is known.
     pub fn no_trusted_key(secret_key_file: &Path) -> Self {
         let message = format!(
-            "no key is trusted, so no backup could be believed\n  {} cannot be read, and neither the policy's [signing] trusted nor --public-key names one",
+            "no key is trusted, so no backup could be believed\n  {} gives none, and neither the policy's [signing] trusted nor --public-key names one",
             secret_key_file.display()
         );
         Self::new(
@@ -104,6 +104,29 @@ impl Failure {
             "no_identity",
             message,
             "give `--identity FILE`, or prove `--level digest`".to_owned(),
+        )
+    }
+
+    /// A command that deletes by a policy that is not there.
+    pub fn no_policy() -> Self {
+        let message = "there is no policy, and pruning by the built-in rules would drop what yours keeps";
+        Self::new(USAGE, "policy", message, "name it with `--policy FILE`; `--dry-run` needs none".to_owned())
+    }
+
+    /// A flag that takes a file was given a secret. It is not repeated.
+    pub fn secret_in_argument() -> Self {
+        let message = "--identity takes a file, and was given an identity itself: it is in the shell's history now";
+        let hint = "make a new one with `etcd-dr keys generate`, and take this one out of the recipients".to_owned();
+        Self::new(USAGE, "usage", message, hint)
+    }
+
+    /// What was to be shown could not be written.
+    pub fn no_output(error: &std::io::Error) -> Self {
+        Self::new(
+            FAILED,
+            "output",
+            format!("stdout: {error}"),
+            "what was asked was done; ask again where there is room".to_owned(),
         )
     }
 
@@ -185,7 +208,10 @@ impl Failure {
             let chosen = index.findings.iter().filter(move |finding| finding.kind == kind);
             chosen.map(|finding| file_line(&finding.name, Some(&finding.detail))).collect::<String>()
         };
-        let changed = named(FindingKind::FileChanged);
+        let marked = index.members.iter().filter(|member| member.file.is_some() && member.error.is_some());
+        let changed: String = marked
+            .map(|member| file_line(member.file.as_deref().unwrap_or_default(), member.error.as_deref()))
+            .collect();
         if !changed.is_empty() {
             let message = format!("a stored snapshot failed its own proof, twice{changed}{state}, marked");
             let hint = "look at the disk and at the member; restore from neither".to_owned();
@@ -280,6 +306,7 @@ impl From<store::Error> for Failure {
         let (code, kind) = match &error {
             store::Error::NoStore { .. } => (NO_BACKUP, "no_store"),
             store::Error::NotInitialised { .. } => (NO_BACKUP, "not_initialised"),
+            store::Error::IsBackup { .. } => (NO_BACKUP, "is_backup"),
             store::Error::MarkerGone { .. } => (NO_BACKUP, "marker_gone"),
             store::Error::BadMarker { .. } => (NO_BACKUP, "bad_marker"),
             store::Error::Unsafe(_) => (UNSAFE, "unsafe_permissions"),

@@ -45,7 +45,9 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
 
 fn generate(context: &Context, arguments: &Generate) -> Result<Answer, Failure> {
     let path = arguments.out.as_ref().unwrap_or(&context.policy.encryption.identity_file);
-    if let Some(parent) = path.parent()
+    // The policy's directory is made; one that a flag names may be a slip, and an identity that went astray is lost.
+    if arguments.out.is_none()
+        && let Some(parent) = path.parent()
         && !parent.as_os_str().is_empty()
         && !parent.exists()
     {

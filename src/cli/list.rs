@@ -7,7 +7,10 @@ use super::{
     error::Failure,
     table::{age, or_dash, size, table},
 };
-use crate::catalog::Backup;
+use crate::{
+    catalog::{Backup, SeenProof},
+    record::{FileVerdict, ProofLevel},
+};
 
 pub fn run(context: &Context) -> Result<Answer, Failure> {
     let store = context.open_store()?;
@@ -25,7 +28,7 @@ pub fn run(context: &Context) -> Result<Answer, Failure> {
             backup.level().to_string(),
             or_dash(members),
             or_dash(index.map(|index| size(index.sealed_bytes()))),
-            backup.problems().first().map_or_else(String::new, |verdict| {
+            problems(backup).first().map_or_else(String::new, |verdict| {
                 format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be"))
             }),
         ]
@@ -41,6 +44,22 @@ pub fn run(context: &Context) -> Result<Answer, Failure> {
     Answer::new(&json!({ "backups": backups, "findings": findings, "foreign": foreign }), text, None)
 }
 
+/// What a listing sees, and what a later proof saw that still stands: a level that fell has its reason.
+fn problems(backup: &Backup) -> Vec<FileVerdict> {
+    let mut problems = backup.problems();
+    let fell = backup.level() == ProofLevel::None && problems.is_empty();
+    let records = backup.signed().into_iter().flat_map(|signed| &signed.proofs);
+    let failed = records.filter_map(SeenProof::counted_record).rfind(|record| !record.ok);
+    if let Some(record) = failed.filter(|_| fell) {
+        let bad = record.files.iter().filter(|verdict| !verdict.ok);
+        problems.extend(bad.map(|verdict| FileVerdict {
+            problem: verdict.problem.as_ref().map(|problem| format!("{problem} (verified {})", record.made_at)),
+            ..verdict.clone()
+        }));
+    }
+    problems
+}
+
 fn describe(context: &Context, backup: &Backup) -> Value {
     let index = backup.signed().map(|signed| &signed.index);
     let age = index.map(|index| context.now.duration_since(index.created_at).as_secs());
@@ -54,6 +73,6 @@ fn describe(context: &Context, backup: &Backup) -> Value {
         "held": false,
         "sealed_bytes": index.map(crate::record::Index::sealed_bytes),
         "targets": ["store"],
-        "problems": backup.problems(),
+        "problems": problems(backup),
     })
 }

@@ -26,6 +26,9 @@ pub struct Arguments {
 }
 
 pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> {
+    if context.policy.source.is_none() && !arguments.dry_run {
+        return Err(Failure::no_policy());
+    }
     let store = context.open_store()?;
     let lock = store.lock()?;
     let (catalog, _) = context.catalog(&store)?;

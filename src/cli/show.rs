@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Answer, Context,
     error::Failure,
-    table::{Text, age, members},
+    table::{Text, age, members, shown},
 };
 use crate::catalog::{Backup, Signed};
 
@@ -58,7 +58,7 @@ fn text(context: &Context, backup: &Backup, signed: &Signed) -> String {
         format!("signed by {}", signed.signer.to_base64()),
         format!("for       {}", index.recipients.join(", ")),
     ];
-    lines.extend(index.reason.iter().map(|reason| format!("reason    {reason}")));
+    lines.extend(index.reason.iter().map(|reason| format!("reason    {}", shown(reason))));
     lines.push(String::new());
     let mut text = Text::default();
     for line in lines {

@@ -13,7 +13,7 @@ pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Strin
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(heading.iter().map(|name| name.to_uppercase()));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| shown(cell)));
     }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
@@ -24,6 +24,15 @@ pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Strin
     let trimmed = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned();
     let lines: Vec<String> = table.lines().map(trimmed).collect();
     format!("{}\n", lines.join("\n"))
+}
+
+/// Text of foreign origin, so that a terminal shows it and obeys none of it: control characters and those that turn the direction of writing
+/// are escaped.
+pub fn shown(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// The members of a backup, a row each.
@@ -51,7 +60,8 @@ pub struct Text(String);
 impl Text {
     /// Adds a line.
     pub fn line(&mut self, line: impl AsRef<str>) {
-        self.0.push_str(line.as_ref());
+        let lines: Vec<String> = line.as_ref().split('\n').map(shown).collect();
+        self.0.push_str(&lines.join("\n"));
         self.0.push('\n');
     }
 

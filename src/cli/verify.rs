@@ -101,7 +101,8 @@ fn text(report: &Report) -> String {
     }
     let mut text = Text::from(table(&["backup", "file", "verdict"], rows, &[]));
     for result in &report.results {
-        let verdict = if result.ok { format!("proved {}", result.level) } else { "NOT proved".to_owned() };
+        let proved = if result.ok { format!("proved {}", result.level) } else { "NOT proved".to_owned() };
+        let verdict = if result.partial { format!("{proved}, partial") } else { proved };
         text.line(format!("{}  {verdict}", result.id));
     }
     text.into_string()

@@ -171,6 +171,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
     let exists = dirs.is_empty();
     if exists {
         guard::check_store(&store)?;
+        store::refuse_backup(&store)?;
     } else {
         guard::check_parents(&store)?;
     }
@@ -194,6 +195,13 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, Error> {
         public_key,
         dirs,
     };
+    if plan.write_public_key
+        && let Some(old) = fs::read_to_string(plan.store.join(names::PUBLIC_KEY)).ok().and_then(|text| key_line(&text))
+    {
+        plan.warnings.push(format!(
+            "backups here may be signed by {old}, which is not this host's key: list it under [signing] trusted, or they are not believed"
+        ));
+    }
     plan.marker_and_journal(request, exists)?;
     plan.look_around(request.system_root);
     Ok(plan)
@@ -359,6 +367,12 @@ fn existing_key(path: &Path) -> Result<Option<PublicKey>, Error> {
 }
 
 /// Whether the store's copy of the public key is the signing key's.
+/// The key in the text of a `.pub` file.
+fn key_line(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| !line.starts_with("untrusted comment:"))?;
+    PublicKey::from_key_or_file(line).ok().map(|key| key.to_base64())
+}
+
 fn holds_key(store: &Path, key: Option<&PublicKey>) -> bool {
     let copy = fs::read_to_string(store.join(names::PUBLIC_KEY)).ok();
     key.is_some_and(|key| copy == Some(key.to_file()))

@@ -60,6 +60,8 @@ pub struct Outcome {
     /// Whether the identity at hand opens none of its files.
     #[serde(skip)]
     pub wrong_key: bool,
+    /// Whether it lacks something, as its index says, which is no failure of its own.
+    pub partial: bool,
     /// When it was made, by its signed index.
     pub created_at: Option<Timestamp>,
     /// A file each.
@@ -105,7 +107,7 @@ pub fn run(request: &Request<'_>, backups: &[&Backup], findings: Vec<Finding>) -
             Err(_) => None,
         };
         let outcome = judge(request, backup)?;
-        partial |= index_of(backup).is_some_and(|index| index.partial);
+        partial |= outcome.partial;
         warnings.extend(uncounted_proofs(backup));
         if !outcome.wrong_key
             && let (Some(key), Some(trusted)) = (request.recorder, backup.signed())
@@ -157,6 +159,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         ok: false,
         holds: false,
         wrong_key: false,
+        partial: index_of(backup).is_some_and(|index| index.partial),
         created_at: index_of(backup).map(|index| index.created_at),
         files: backup.problems(),
     };

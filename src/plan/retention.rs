@@ -12,7 +12,8 @@
 //!    floor, newest first, then the one below that;
 //! 5. the calendar, in UTC: of each of the last `keep_daily` days, `keep_weekly` ISO weeks and `keep_monthly` months *that have a backup
 //!    proved at any level*, the newest that reached `min_proof`, else the newest proved at a lower one;
-//! 6. no backup is proved at any level: then nothing is dropped.
+//! 6. it is the newest that reached `min_proof` and is whole: said only where nothing else keeps it;
+//! 7. no backup is proved at any level: then nothing is dropped.
 //!
 //! Of these only 3 looks at the clock, and only towards dropping: more time never un-prunes.
 //!
@@ -59,6 +60,8 @@ pub struct Candidate {
     pub in_use: bool,
     /// A trusted key signed it, under this name and for this store.
     pub trusted: bool,
+    /// It lacks something, as its index says; it may be proved all the same.
+    pub partial: bool,
 }
 
 impl From<&Backup> for Candidate {
@@ -71,6 +74,7 @@ impl From<&Backup> for Candidate {
             complete: backup.is_complete(),
             in_use: false,
             trusted: backup.signed().is_some(),
+            partial: backup.signed().is_some_and(|signed| signed.index.partial),
         }
     }
 }
@@ -219,6 +223,10 @@ fn reasons_to_keep<'a>(trusted: &[&'a Candidate], rules: &Retention, now: Timest
         for (backup, period) in newest_of_each(&proved, count, min, period) {
             keep(backup, format!("{name} {period}"));
         }
+    }
+    // A member that is away for a week must not cost the last backup that has all of them.
+    if let Some(whole) = proved.iter().find(|backup| !backup.partial && backup.proved() >= min) {
+        reasons.entry(&whole.id).or_insert_with(|| vec!["the newest proved one that is whole".to_owned()]);
     }
     reasons
 }

@@ -14,8 +14,14 @@ use crate::{
     seal::{RunKey, Sealed, Sealer},
 };
 
-/// Messages of some 32 KiB that may wait for the sealer: enough to bridge a flush, too few to count in memory.
-const QUEUE: usize = 64;
+/// Bytes that are handed to the sealer at a time. etcd sends 32 KiB a message; a thread woken for each of them costs more than its work.
+const GULP: usize = 512 << 10;
+
+/// Gulps that may wait for the sealer: enough to bridge a flush, too few to count in memory.
+const QUEUE: usize = 4;
+
+/// Messages as they came; `None` ends a whole stream.
+type Gulp = Option<Vec<Vec<u8>>>;
 
 /// A member's snapshot, sealed and on the disk.
 pub struct Taken {
@@ -120,23 +126,23 @@ async fn attempt(
     let file = durable::create_file(&path)?;
     let encryptor = request.recipients.encryptor(Some(run_key)).map_err(|error| TakeError::Fatal(error.into()))?;
     let level = request.policy.backup.zstd_level;
-    let (chunks, mut queue) = mpsc::channel::<Option<Vec<u8>>>(QUEUE);
+    let (gulps, mut queue) = mpsc::channel::<Gulp>(QUEUE);
     let sealing = tokio::task::spawn_blocking(move || {
         let mut sealer = Sealer::new(file, encryptor, level, zstd_workers())?;
-        // `None` ends a whole stream; a channel that closes without it belongs to one that broke off.
-        while let Some(chunk) = queue.blocking_recv() {
-            match chunk {
-                Some(chunk) => sealer.update(&chunk)?,
+        // A channel that closes without the end belongs to a stream that broke off.
+        while let Some(gulp) = queue.blocking_recv() {
+            match gulp {
+                Some(messages) => messages.iter().try_for_each(|message| sealer.update(message))?,
                 None => return sealer.finish().map(Some),
             }
         }
         Ok(None)
     });
     let streamed = tokio::select! {
-        streamed = pump(request, stream, member, &chunks) => streamed,
+        streamed = pump(request, stream, member, &gulps) => streamed,
         () = request.cancel.cancelled() => Err(TakeError::Fatal(Error::Interrupted)),
     };
-    drop(chunks);
+    drop(gulps);
     let sealed = sealing.await.map_err(|error| TakeError::Fatal(Error::Internal(error.to_string())))?.at(&path);
     let outcome = match (sealed, streamed) {
         // The disk's error is the cause of the stream's end, not the other way round.
@@ -165,19 +171,28 @@ async fn pump(
     request: &Request<'_>,
     mut stream: SnapshotStream,
     member: &str,
-    chunks: &mpsc::Sender<Option<Vec<u8>>>,
+    gulps: &mpsc::Sender<Gulp>,
 ) -> Result<Option<Sha256Hex>, TakeError> {
-    // A closed queue means that the sealer failed; its own error says why.
-    while let Some(chunk) = stream.next().await.map_err(TakeError::Missing)? {
-        request.progress.event(Event::StreamBytes { member, bytes: chunk.len() as u64 });
-        if chunks.send(Some(chunk)).await.is_err() {
-            return Ok(None);
+    let mut gulp = Vec::new();
+    let mut bytes = 0_usize;
+    loop {
+        let message = stream.next().await.map_err(TakeError::Missing)?;
+        let ended = message.is_none();
+        bytes = bytes.saturating_add(message.as_ref().map_or(0, Vec::len));
+        gulp.extend(message);
+        if bytes >= GULP || ended {
+            request.progress.event(Event::StreamBytes { member, bytes: bytes as u64 });
+            let sent = gulps.send(Some(std::mem::take(&mut gulp))).await;
+            // A closed queue means that the sealer failed; its own error says why.
+            if sent.is_err() || (ended && gulps.send(None).await.is_err()) {
+                return Ok(None);
+            }
+            if ended {
+                return Ok(stream.trailer());
+            }
+            bytes = 0;
         }
     }
-    if chunks.send(None).await.is_err() {
-        return Ok(None);
-    }
-    Ok(stream.trailer())
 }
 
 /// The client reconnects by itself: who answers on this channel after the stream must be who answered before it.
