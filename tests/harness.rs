@@ -98,12 +98,13 @@ fn a_proxy_passes_a_snapshot_unchanged_and_a_flip_changes_one_bit() {
     let through = cluster.client_at(&proxies[0].url(), cluster.client_pair());
     let (passed, end) = snapshot(&through);
     end.unwrap();
-    assert!(whole(&passed) && passed.len() == direct.len());
+    // The file may have grown by a page since: that each is whole by etcd's own digest is what counts.
+    assert!(whole(&passed));
 
     let flipped = proxies[0].add(Rule::new(SNAPSHOT, Fault::Flip { message: 3 }).times(1));
     let (mut damaged, end) = snapshot(&through);
     end.unwrap();
-    assert_eq!((flipped.count(), damaged.len()), (1, direct.len()));
+    assert_eq!(flipped.count(), 1);
     assert!(!whole(&damaged));
     // Near the middle of the third message, less what stands around the blob: one bit turned back makes it whole.
     let middle = 2 * CHUNK + CHUNK / 2;
@@ -120,7 +121,8 @@ fn a_proxy_passes_a_snapshot_unchanged_and_a_flip_changes_one_bit() {
     assert!(whole(&after), "the flip was for one call");
     assert_eq!(proxies[0].calls(SNAPSHOT), 3);
     // The trailer is a message of its own.
-    assert_eq!(proxies[0].messages(SNAPSHOT), 3 * ((direct.len() - 32).div_ceil(CHUNK) + 1));
+    let messages = [&passed, &damaged, &after].map(|snapshot| (snapshot.len() - 32).div_ceil(CHUNK) + 1);
+    assert_eq!(proxies[0].messages(SNAPSHOT), messages.iter().sum::<usize>());
 }
 
 #[test]

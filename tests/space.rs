@@ -142,7 +142,7 @@ fn too_little_space_is_found_before_the_first_stream() {
     let answer = site.run(&["backup", "--output", "json"]).expect_code(23);
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains(site.store().to_str().unwrap()) && message.contains("900 TiB"), "{message}");
-    assert!(message.contains("the backup and the reserve need"), "{message}");
+    assert!(message.contains("the reserve is 900 TiB"), "{message}");
     assert_eq!((proxy.calls(SNAPSHOT), site.backups().len()), (0, 0));
 
     site.change_policy("900TiB", "1MiB");

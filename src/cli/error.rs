@@ -404,14 +404,16 @@ impl From<backup::Error> for Failure {
                 let hint = "nothing was kept; earlier backups are untouched (`etcd-dr list`)".to_owned();
                 Self::new(UNHEALTHY, "no_snapshot", format!("no member gave a snapshot{lines}"), hint)
             }
-            backup::Error::NoSpace { path, free, needed } => {
-                let message = if needed == 0 {
-                    format!("{path}: the disk ran full\n  nothing was kept, earlier backups are untouched")
-                } else {
-                    format!("{path} has {} free, the backup and the reserve need {}", size(free), size(needed))
-                };
-                let hint = "free space there, or lower [store] reserve".to_owned();
+            backup::Error::NoRoom { path, free, backup, reserve } => {
+                let (free, backup, reserve) = (size(free), size(backup), size(reserve));
+                let message =
+                    format!("{path} has {free} free; the backup needs about {backup}, the reserve is {reserve}");
+                let hint = "free space there, or lower [store] reserve, for instance to \"2GiB\"".to_owned();
                 Self::new(NO_SPACE, "no_space", message, hint)
+            }
+            backup::Error::DiskFull { path } => {
+                let message = format!("{path}: the disk ran full\n  nothing was kept, earlier backups are untouched");
+                Self::new(NO_SPACE, "no_space", message, "free space there, or lower keep_within".to_owned())
             }
             backup::Error::Interrupted => Self::new(
                 INTERRUPTED,

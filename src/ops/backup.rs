@@ -65,15 +65,23 @@ pub enum Error {
         /// Each member's reason.
         reasons: Vec<Finding>,
     },
-    /// The disk has too little room, or ran out of it.
-    #[error("{path}: {free} bytes are free, {needed} are needed")]
-    NoSpace {
+    /// The disk has too little room to begin.
+    #[error("{path}: {free} bytes are free; the backup needs {backup} and the reserve is {reserve}")]
+    NoRoom {
         /// The store.
         path: String,
         /// Bytes free.
         free: u64,
-        /// Bytes that the backup and the reserve need; 0 where the disk ran full in the middle.
-        needed: u64,
+        /// Bytes that the backup is expected to need.
+        backup: u64,
+        /// Bytes that are to stay free.
+        reserve: u64,
+    },
+    /// The disk ran full in the middle.
+    #[error("{path}: the disk ran full")]
+    DiskFull {
+        /// The file that was written.
+        path: String,
     },
     /// A signal came.
     #[error("interrupted")]
@@ -187,9 +195,11 @@ fn space(request: &Request<'_>, discovered: &Discovered) -> Result<(u64, u64), E
         Some(signed) => (signed.index.sealed_bytes() / 10).saturating_mul(13),
         None => discovered.reached.iter().map(|reached| reached.status.db_size / 2).fold(0, u64::saturating_add),
     };
-    let needed = expected.saturating_add(request.policy.store.reserve.bytes_of(space.total));
+    let reserve = request.policy.store.reserve.bytes_of(space.total);
+    let needed = expected.saturating_add(reserve);
     if space.free < needed {
-        return Err(Error::NoSpace { path: request.store.path().display().to_string(), free: space.free, needed });
+        let path = request.store.path().display().to_string();
+        return Err(Error::NoRoom { path, free: space.free, backup: expected, reserve });
     }
     Ok((needed, space.free))
 }

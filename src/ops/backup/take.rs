@@ -75,11 +75,7 @@ impl From<PathError> for TakeError {
 }
 
 fn no_space_or(error: PathError) -> Error {
-    if is_no_space(&error.source) {
-        Error::NoSpace { path: error.path.display().to_string(), free: 0, needed: 0 }
-    } else {
-        error.into()
-    }
+    if is_no_space(&error.source) { Error::DiskFull { path: error.path.display().to_string() } } else { error.into() }
 }
 
 /// Streams one member, once more where the stream broke off. What failed leaves no file.
