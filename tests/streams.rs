@@ -121,6 +121,20 @@ fn a_byte_that_is_flipped_once_costs_a_second_stream() {
     mends(Fault::Flip { message: 2 });
 }
 
+/// Where nothing is opened again, the comparison made while the bytes arrived is all that stands between a flip and a backup.
+#[test]
+fn a_flip_is_seen_where_nothing_is_opened_again() {
+    let lab = Behind::shared();
+    let follower = lab.follower();
+    let fired = lab.fault(follower, SNAPSHOT, Fault::Flip { message: 2 });
+    let digest_only = [("ETCD_DR_BACKUP__PROVE", "digest"), ("ETCD_DR_RETENTION__MIN_PROOF", "digest")];
+    let answer = lab.site.command(&["backup", "--output", "json"]).envs(digest_only).output().unwrap();
+    let run = lab.judge(answer.into());
+    assert_eq!((fired.count(), run.report["error"]["code"].as_u64()), (2, Some(20)));
+    assert_eq!(run.member(lab.cluster.name(follower))["proof"], "none");
+    assert_eq!(run.report["proof"], "digest");
+}
+
 #[test]
 fn bytes_that_are_flipped_each_time_are_kept_marked_and_never_primary() {
     let lab = Behind::shared();
