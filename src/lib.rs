@@ -50,11 +50,13 @@
 //! plaintext  unencrypted snapshots beside the backups
 //! store      marker, lock, journal, and the guard over owners and modes
 //! seal       the pipe and back, the one place that finishes streams; identities and recipients
+//! scratch    the encrypted, unlinked copy of a plaintext that must be read at random
 //! sign       SHA256SUMS and minisign
 //! durable    temporary name, mode, fsync, rename, fsync of the directory; the only code that renames
 //! policy     flags, environment and file, validated into types; the only code that reads the environment
 //! at         no I/O error without its path
 //! record     the contract on disk and in JSON: types, names, versions; no I/O
+//! etcd       etcd's own bytes: bbolt, MVCC, HashKV, WAL, snap file, data directory; knows nothing of the rest
 //! ```
 //!
 //! # Words
@@ -80,6 +82,7 @@ pub mod cleaners;
 pub mod cli;
 pub mod durable;
 pub mod endpoint;
+pub mod etcd;
 pub mod ops;
 pub mod plaintext;
 pub mod plan;
@@ -88,6 +91,7 @@ pub mod proof;
 pub mod record;
 pub mod recovery;
 pub mod run;
+pub mod scratch;
 pub mod seal;
 pub mod sign;
 pub mod store;

@@ -1,0 +1,1 @@
+//! The bbolt file: pages, a reader, a checker and a bulk writer.

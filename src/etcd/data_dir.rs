@@ -1,0 +1,1 @@
+//! A member's data directory as a restore writes it.

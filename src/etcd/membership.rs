@@ -1,0 +1,1 @@
+//! Members, their ids and their JSON.

@@ -1,0 +1,1 @@
+//! The snap file.

@@ -1,0 +1,1 @@
+//! One walk over a database, one value.
