@@ -1,4 +1,4 @@
-//! One member's client: status, member list, snapshot stream.
+//! One member's client: status, member list, snapshot stream, HashKV.
 //!
 //! A client of its own for each member, since etcd-client balances over the endpoints that it is given, and a balanced Status says nothing
 //! about a balanced Snapshot. Every call and every message has its own timeout: a deadline on the call bounds the response's head alone.
@@ -162,6 +162,10 @@ pub const AUTHENTICATE: &str = "Authenticate";
 const STATUS: &str = "Status";
 const MEMBER_LIST: &str = "MemberList";
 const SNAPSHOT: &str = "Snapshot";
+const HASH_KV: &str = "HashKV";
+
+/// Pause before a member that lags is asked for its HashKV again.
+const BETWEEN_HASHES: Duration = Duration::from_millis(200);
 
 /// What every connection needs: TLS, login, timeouts.
 #[derive(Clone)]
@@ -284,6 +288,17 @@ pub struct Status {
     pub errors: Vec<String>,
 }
 
+/// A member's own hash of its key space at the revision that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashKv {
+    /// Who answered.
+    pub member: EtcdId,
+    /// The hash: CRC-32C over revisions and records.
+    pub hash: u32,
+    /// The member's compact revision when it hashed; hashes compare only where this is equal.
+    pub compact_revision: i64,
+}
+
 /// One endpoint's client.
 pub struct MemberClient {
     client: Client,
@@ -333,6 +348,35 @@ impl MemberClient {
             learner: member.is_learner(),
         });
         Ok((cluster, members.collect()))
+    }
+
+    /// Asks for the HashKV at `revision`, as this member alone computes it.
+    ///
+    /// A member that has not applied that revision yet is asked again until `patience` is over: it answers "future revision".
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Status`] with `OutOfRange` where the member compacted beyond the revision, or never came so far.
+    pub async fn hash_kv(&mut self, revision: i64, patience: Duration) -> Result<HashKv, Error> {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            // Hashing reads the whole key space: the time for it is that of a stream's silence, not of a connection.
+            let answer = within(&self.address, HASH_KV, self.stall_timeout, self.client.hash_kv(revision)).await;
+            match answer {
+                Err(Error::Status { code: Code::OutOfRange, message, .. })
+                    if message.contains("future revision") && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(BETWEEN_HASHES).await;
+                }
+                Err(error) => return Err(error),
+                Ok(answer) => {
+                    return Ok(HashKv {
+                        member: EtcdId(answer.header().map_or(0, etcd_client::ResponseHeader::member_id)),
+                        hash: answer.hash(),
+                        compact_revision: answer.compact_version(),
+                    });
+                }
+            }
+        }
     }
 
     /// Begins a snapshot.

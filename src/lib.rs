@@ -43,7 +43,7 @@
 //! ops        backup, init, prune, verify: gather facts, ask plan, act
 //! plan       decisions, pure in (facts, policy, now), each with its reasons; no I/O and no clock
 //! catalog    what exists in a store, believed only as far as it is signed
-//! endpoint   one member's client: status, member list, snapshot stream
+//! endpoint   one member's client: status, member list, snapshot stream, HashKV
 //! recovery   RECOVERY.md
 //! proof      the evidence for one level, on the bytes that are stored
 //! cleaners   cron lines, timers and tmpfiles rules that delete in a store
