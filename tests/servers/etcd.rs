@@ -75,7 +75,7 @@ impl Cluster {
         for i in 0..n {
             cluster.launch(i);
         }
-        cluster.until_healthy(&(0..n).collect::<Vec<_>>());
+        cluster.until_all_serve();
         cluster
     }
 
@@ -153,6 +153,12 @@ impl Cluster {
     pub fn start_member(&self, i: usize) {
         self.launch(i);
         self.until_healthy(&[i]);
+    }
+
+    /// Returns when every member serves and all know the same leader: what a restored cluster is worth waiting for. One that only has a
+    /// leader may still have a member that answers nobody.
+    pub fn until_all_serve(&self) {
+        self.until_healthy(&(0..self.len()).collect::<Vec<_>>());
     }
 
     /// Stops the process of member `i` where it stands (SIGSTOP): its sockets stay open and nothing answers.
