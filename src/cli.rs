@@ -2,6 +2,7 @@
 
 mod backup;
 mod error;
+mod hold;
 mod init;
 
 mod json;
@@ -103,6 +104,10 @@ enum Command {
     Verify(verify::Arguments),
     /// Drop backups that no rule keeps
     Prune(prune::Arguments),
+    /// Pin a backup: no prune drops it
+    Hold(hold::Hold),
+    /// Take a pin back
+    Release(hold::Release),
     /// Write the man pages
     Man(pages::Man),
     /// Print shell completions
@@ -121,6 +126,8 @@ impl Command {
             Self::Show(_) => "show",
             Self::Verify(_) => "verify",
             Self::Prune(_) => "prune",
+            Self::Hold(_) => "hold",
+            Self::Release(_) => "release",
             Self::Man(_) => "man",
             Self::Completions(_) => "completions",
         }
@@ -275,6 +282,8 @@ fn dispatch(
             // Long and synchronous: this thread is theirs, the signals have another.
             Command::Verify(arguments) => tokio::task::block_in_place(|| verify::run(&context, &arguments)),
             Command::Prune(arguments) => prune::run(&context, &arguments),
+            Command::Hold(arguments) => hold::hold(&context, &arguments),
+            Command::Release(arguments) => hold::release(&context, &arguments),
             Command::Man(_) | Command::Completions(_) => Err(Failure::internal("answered before")),
         }
     })

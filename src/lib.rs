@@ -6,7 +6,7 @@
 //! Stock tools read all of it: `minisign -V`, `sha256sum -c`, `age -d | zstd -d`, `etcdutl`.
 //!
 //! ```text
-//! /backup/etcd/                      the store: 0700, marked by .etcd-dr-store.json, with its journal and its lock
+//! /backup/etcd/                      the store: 0700, marked by .etcd-dr-store.json, with its journal, holds and lock
 //!   20261122T020000Z-7f3a/           one backup
 //!     etcd-<member>.db.zst.age       the snapshot of one member
 //!     backup.json                    the index: cluster, members, revisions, digests, proof, what failed
@@ -40,7 +40,7 @@
 //! main       the umask, the TLS provider, the clock, the exit
 //! cli        what was asked, and how the answer is shown; words and exit codes of errors; the only code that prints
 //! run        one scheduled run: a backup, then retention
-//! ops        backup, init, prune, verify: gather facts, ask plan, act
+//! ops        backup, hold, init, prune, verify: gather facts, ask plan, act
 //! plan       decisions, pure in (facts, policy, now), each with its reasons; no I/O and no clock
 //! catalog    what exists in a store, believed only as far as it is signed
 //! endpoint   one member's client: status, member list, snapshot stream, HashKV
@@ -48,7 +48,7 @@
 //! proof      the evidence for one level, on the bytes that are stored
 //! cleaners   cron lines, timers and tmpfiles rules that delete in a store
 //! plaintext  unencrypted snapshots beside the backups
-//! store      marker, lock, journal, and the guard over owners and modes
+//! store      marker, lock, journal, holds, and the guard over owners and modes
 //! seal       the pipe and back, the one place that finishes streams; identities and recipients
 //! scratch    the encrypted, unlinked copy of a plaintext that must be read at random
 //! sign       SHA256SUMS and minisign
@@ -72,6 +72,7 @@
 //! | lineage | the cluster ids that a store has accepted | |
 //! | journal | the ids that a store has published and pruned, and the highest revisions seen | log, history |
 //! | prune | drop old backups | clean up, gc, purge |
+//! | hold, release | pin a backup against pruning; take the pin back | lock, protect, keep |
 //! | recipient, identity; seal, open | age's public and private half; our pipe there and back | public key, private key, encrypt |
 //! | index | `backup.json` | manifest, which is the YAML of a Kubernetes object |
 //! | proof level, proved, partial | see above; reached the policy's `min_proof`; lacks a member | status, healthy, valid |

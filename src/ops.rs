@@ -1,6 +1,7 @@
 //! Operations: each gathers facts, asks [`crate::plan`], and does. They never call each other.
 
 pub mod backup;
+pub mod hold;
 pub mod init;
 pub mod prune;
 pub mod verify;

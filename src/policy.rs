@@ -200,8 +200,32 @@ pub struct Backup {
     pub stall_timeout: Duration,
     /// Revisions behind the highest at which a member can still be the primary.
     pub max_lag: u64,
-    /// What a run proves of its own backup: `digest` or `open`.
+    /// What a run proves of its own backup: `digest`, `open` or `sound`.
     pub prove: ProofLevel,
+    /// Whose snapshots a backup keeps.
+    pub keep_members: KeepMembers,
+}
+
+/// Whose snapshots a backup keeps once all members agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepMembers {
+    /// Every member's.
+    #[default]
+    All,
+    /// The primary's alone; of the others digests and `HashKV` stay. Members that do not agree are all kept.
+    Primary,
+}
+
+impl FromStr for KeepMembers {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "all" => Ok(Self::All),
+            "primary" => Ok(Self::Primary),
+            _ => Err("is neither all nor primary"),
+        }
+    }
 }
 
 /// Who can open backups.
@@ -233,11 +257,11 @@ pub struct Retention {
     pub keep_proved: u32,
     /// From where a backup counts as proved; never above [`Backup::prove`].
     pub min_proof: ProofLevel,
-    /// Days of which the last backup stays.
+    /// Days, in UTC, of which the last proved backup stays: the last so many that have one.
     pub keep_daily: u32,
-    /// Weeks of which the last backup stays.
+    /// As with the days, for ISO weeks.
     pub keep_weekly: u32,
-    /// Months of which the last backup stays.
+    /// As with the days, for months.
     pub keep_monthly: u32,
 }
 
@@ -458,13 +482,9 @@ fn both(settings: &Settings, one: &str, other: &str) -> Result<bool, Error> {
 
 fn backup_and_retention(settings: &Settings) -> Result<(Backup, Retention), Error> {
     settings.integer::<i64>("backup", "parallel", 1, 64)?;
-    settings.parse("backup", "keep_members", |word| match word {
-        "all" => Ok(()),
-        _ => Err("is neither all nor primary"),
-    })?;
     let level = |text: &str| match text.parse() {
-        Ok(level @ (ProofLevel::Digest | ProofLevel::Open)) => Ok(level),
-        _ => Err("is not a level here; write digest or open"),
+        Ok(level @ (ProofLevel::Digest | ProofLevel::Open | ProofLevel::Sound)) => Ok(level),
+        _ => Err("is not a level here; write digest, open or sound"),
     };
     let timeout = |text: &str| match units::duration(text) {
         Ok(wait) if wait < Duration::from_secs(1) => Err("is too short; 1s is the shortest".to_owned()),
@@ -477,6 +497,7 @@ fn backup_and_retention(settings: &Settings) -> Result<(Backup, Retention), Erro
         stall_timeout: settings.parse("backup", "stall_timeout", timeout)?,
         max_lag: settings.integer("backup", "max_lag", 0, i64::MAX.unsigned_abs())?,
         prove: settings.parse("backup", "prove", level)?,
+        keep_members: settings.parse("backup", "keep_members", KeepMembers::from_str)?,
     };
     let retention = Retention {
         keep_within: settings.parse("retention", "keep_within", units::duration)?,

@@ -5,6 +5,7 @@
 //! are lower-case hexadecimal, times are RFC 3339 in UTC and whole seconds, sizes are bytes.
 
 mod backup;
+mod holds;
 mod ids;
 mod journal;
 mod progress;
@@ -14,6 +15,7 @@ pub use backup::{
     Agreement, Archive, BackupReport, CrossCheck, Finding, FindingKind, Index, Member, Reread, Seconds, TargetResult,
     Versions,
 };
+pub use holds::{Held, Holds};
 pub use ids::{BackupId, BadBackupId, BadDigest, EtcdId, Sha256Hex};
 pub use journal::{Journal, JournalEntry, Marker};
 pub use progress::{Event, Progress, Silent};
@@ -25,6 +27,8 @@ pub mod names {
     pub const MARKER: &str = ".etcd-dr-store.json";
     /// What was published and pruned, and the highest revisions seen.
     pub const JOURNAL: &str = ".etcd-dr-journal.json";
+    /// Which backups no plan may drop.
+    pub const HOLDS: &str = ".etcd-dr-holds.json";
     /// The file that an exclusive run holds locked.
     pub const LOCK: &str = ".lock";
     /// A copy of the public key for people; it is never trusted.

@@ -61,11 +61,15 @@ pub async fn run(mut request: Request<'_>, rules: &Retention, trusted: &Trusted)
 }
 
 fn retain(store: &Store, lock: &Lock, rules: &Retention, trusted: &Trusted, now: Timestamp) -> Expiry {
-    let decided = read_catalog(store, trusted).map(|catalog| (prune::plan(&catalog, rules, now, false), catalog));
-    match decided {
-        Err(error) => Expiry::Failed(error.into()),
-        Ok((Err(refusal), _)) => Expiry::Refused(refusal),
-        Ok((Ok(decisions), catalog)) => match drop_backups(store, lock, &catalog, decisions, rules, now) {
+    let found =
+        read_catalog(store, trusted).map_err(store::Error::from).and_then(|catalog| Ok((catalog, store.holds()?)));
+    let (catalog, holds) = match found {
+        Ok(found) => found,
+        Err(error) => return Expiry::Failed(error),
+    };
+    match prune::plan(&catalog, &holds, rules, now, false) {
+        Err(refusal) => Expiry::Refused(refusal),
+        Ok(decisions) => match drop_backups(store, lock, &catalog, decisions, rules, now) {
             Ok(decisions) => Expiry::Done(decisions),
             Err(error) => Expiry::Failed(error),
         },

@@ -1,13 +1,15 @@
-//! The store: a directory with a marker, its lock, its journal, and who may reach it. What lies in the backups is `catalog`'s.
+//! The store: a directory with a marker, its lock, its journal, its holds, and who may reach it. What lies in the backups is `catalog`'s.
 //!
 //! Nothing here begins a store: a directory without a marker is an error, and one that has backups but no marker any more is a worse one.
 //! `init` begins. What changes a store takes a [`Lock`].
 
 pub mod guard;
+pub mod holds;
 pub mod journal;
 mod lock;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ pub use self::{
 use crate::{
     at::{At as _, PathError},
     durable,
-    record::{BackupId, EtcdId, Finding, FindingKind, Journal, Marker, names},
+    record::{BackupId, EtcdId, Finding, FindingKind, Held, Holds, Journal, Marker, names},
     sign::Sums,
 };
 
@@ -65,6 +67,14 @@ pub enum Error {
     #[error("{} is no marker\n  {problem}", path.display())]
     BadMarker {
         /// The marker.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file of holds cannot be understood, so nothing may be dropped (exit 22).
+    #[error("{} does not say which backups are held\n  {problem}; nothing was removed", path.display())]
+    BadHolds {
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
@@ -131,6 +141,12 @@ impl Error {
                 let quoted = guard::shell_quote(path);
                 Some(format!(
                     "move it away with `mv {quoted} {quoted}.damaged`; then `etcd-dr init` recovers the marker from what is there"
+                ))
+            }
+            Self::BadHolds { path, .. } => {
+                let quoted = guard::shell_quote(path);
+                Some(format!(
+                    "move it away with `mv {quoted} {quoted}.damaged`; what the journal remembers is held then, see `etcd-dr list`"
                 ))
             }
             Self::Unsafe(found) => Some(found.hint()),
@@ -336,12 +352,81 @@ impl Store {
             name: names::JOURNAL.to_owned(),
             detail,
         });
-        let vanished = journal.vanished(present).into_iter().map(|id| Finding {
-            kind: FindingKind::BackupVanished,
-            name: id.to_string(),
-            detail: "it was published, never pruned, and is gone: something deletes files in this store".to_owned(),
+        let (holds, bad_holds) = match self.holds() {
+            Ok(holds) => (holds, None),
+            Err(Error::BadHolds { problem, .. }) => (Holds::new(self.id()), Some((FindingKind::FileChanged, problem))),
+            Err(error) => return Err(error),
+        };
+        let bad_holds = bad_holds.or_else(|| self.misses_holds(&holds)).map(|(kind, detail)| Finding {
+            kind,
+            name: names::HOLDS.to_owned(),
+            detail,
         });
-        Ok(unusable.into_iter().chain(vanished).collect())
+        let held = holds.held.iter().map(|held| &held.id).filter(|id| !present.contains(id));
+        let gone = journal.vanished(present).into_iter().map(|id| (id, false));
+        let gone: BTreeMap<BackupId, bool> = gone.chain(held.map(|id| (id.clone(), true))).collect();
+        let vanished = gone.into_iter().map(|(id, held)| Finding {
+            kind: FindingKind::BackupVanished,
+            detail: if held {
+                format!("it is held, and gone; `etcd-dr release {id}` if that is known, else something deletes files in this store")
+            } else {
+                "it was published, never pruned, and is gone: something deletes files in this store".to_owned()
+            },
+            name: id.to_string(),
+        });
+        Ok(unusable.into_iter().chain(bad_holds).chain(vanished).collect())
+    }
+
+    /// Which backups no plan may drop. Where the file is gone, it is those that the journal remembers; [`Store::findings`] says so.
+    ///
+    /// # Errors
+    /// [`Error::BadHolds`]: then nothing may be dropped. [`Error::Io`].
+    pub fn holds(&self) -> Result<Holds, Error> {
+        match holds::read(&self.path, self.id())? {
+            Some(holds) => Ok(holds),
+            None => Ok(holds::remembered(self.id(), self.journal()?.journal())),
+        }
+    }
+
+    /// What is wrong where backups are held and the file that says so is gone.
+    fn misses_holds(&self, holds: &Holds) -> Option<(FindingKind, String)> {
+        let gone = !holds.held.is_empty() && !self.path.join(names::HOLDS).exists();
+        let held: Vec<&BackupId> = holds.held.iter().map(|held| &held.id).collect();
+        gone.then(|| {
+            (FindingKind::FileMissing, format!("it is gone; the journal remembers what is held: {}", list(&held)))
+        })
+    }
+
+    /// Pins a backup. One that is held already stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::BadHolds`], [`Error::Io`]: then it is as held as before.
+    pub fn hold(&self, lock: &Lock, held: Held) -> Result<(), Error> {
+        let now = held.at;
+        self.change_holds(lock, now, |holds| holds::hold(holds, held))
+    }
+
+    /// Takes a pin back.
+    ///
+    /// # Errors
+    /// [`Error::BadHolds`], [`Error::Io`].
+    pub fn release(&self, lock: &Lock, id: &BackupId, now: Timestamp) -> Result<(), Error> {
+        self.change_holds(lock, now, |holds| holds::release(holds, id, now))
+    }
+
+    /// The file first, which counts; then the journal, which repeats it.
+    fn change_holds(&self, lock: &Lock, now: Timestamp, change: impl FnOnce(&mut Holds)) -> Result<(), Error> {
+        let before = holds::read(&self.path, self.id())?;
+        let mut holds = match &before {
+            Some(holds) => holds.clone(),
+            None => self.holds()?,
+        };
+        change(&mut holds);
+        holds.released.retain(|entry| self.backup_path(&entry.id).exists());
+        if before.unwrap_or_else(|| Holds::new(self.id())) != holds {
+            holds::write(&self.path, &holds)?;
+        }
+        self.change_journal(lock, now, |_journal| {})
     }
 
     /// Notes that a backup got its name, and the highest revision in it.
@@ -372,18 +457,23 @@ impl Store {
         self.change_journal(lock, now, |journal| journal::prune(journal, ids, now))
     }
 
-    /// Makes the journal know the backups that are there, as [`journal::reconcile`] does. Returns what it corrected.
+    /// Makes the journal know the backups that are there, as [`journal::reconcile`] does, and writes again a file of holds that is gone and
+    /// that the journal remembers. Returns what it corrected in the journal.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn reconcile(&self, lock: &Lock, present: &[BackupId], now: Timestamp) -> Result<Vec<BackupId>, Error> {
         let mut corrected = Vec::new();
         self.change_journal(lock, now, |journal| corrected = journal::reconcile(journal, present, now))?;
-        Ok(corrected)
+        match self.change_holds(lock, now, |_holds| {}) {
+            // A person's to see to, and a finding until then; the journal is right all the same.
+            Ok(()) | Err(Error::BadHolds { .. }) => Ok(corrected),
+            Err(error) => Err(error),
+        }
     }
 
     /// A journal that is gone or damaged is begun anew from the backups that are there, which [`Store::journal`] said before; a damaged one
-    /// is kept aside.
+    /// is kept aside. Whatever else changes, it repeats the holds.
     fn change_journal(&self, _: &Lock, now: Timestamp, change: impl FnOnce(&mut Journal)) -> Result<(), Error> {
         let state = self.journal()?;
         if let Some(problem) = state.problem() {
@@ -399,6 +489,11 @@ impl Store {
             journal::reconcile(&mut journal, &self.backup_ids()?, now);
         }
         change(&mut journal);
+        match holds::read(&self.path, self.id()) {
+            Ok(Some(holds)) => journal.held = holds::entries(&holds),
+            Ok(None) | Err(Error::BadHolds { .. }) => {}
+            Err(error) => return Err(error),
+        }
         if before.as_ref() == Some(&journal) { Ok(()) } else { journal::write(&self.path, &journal) }
     }
 

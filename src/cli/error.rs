@@ -12,7 +12,7 @@ use crate::{
     ops::{backup, init, verify},
     plan::retention::Refusal,
     policy,
-    record::{BackupReport, Finding, FindingKind},
+    record::{BackupId, BackupReport, Finding, FindingKind},
     run, seal, sign,
     store::{self, guard},
 };
@@ -147,6 +147,15 @@ impl Failure {
         let code = if matches!(error, catalog::NoSuchBackup::Name(_)) { USAGE } else { NO_BACKUP };
         let message = format!("{error}\n  looked in {}", store.display());
         Self::new(code, "no_backup", message, "see `etcd-dr list`".to_owned())
+    }
+
+    /// As [`Failure::no_such_backup`], with the name that may have been meant.
+    pub fn unknown_backup(store: &Path, error: &catalog::NoSuchBackup, nearest: Option<&BackupId>) -> Self {
+        let mut failure = Self::no_such_backup(store, error);
+        if let Some(nearest) = nearest {
+            failure.hint = Some(format!("the nearest is {nearest}; `etcd-dr list` has all"));
+        }
+        failure
     }
 
     /// A backup that cannot be believed.
@@ -309,6 +318,7 @@ impl From<store::Error> for Failure {
             store::Error::IsBackup { .. } => (NO_BACKUP, "is_backup"),
             store::Error::MarkerGone { .. } => (NO_BACKUP, "marker_gone"),
             store::Error::BadMarker { .. } => (NO_BACKUP, "bad_marker"),
+            store::Error::BadHolds { .. } => (REFUSED, "bad_holds"),
             store::Error::Unsafe(_) => (UNSAFE, "unsafe_permissions"),
             store::Error::Locked { .. } => (LOCKED, "locked"),
             store::Error::ForeignCluster { .. } => (USAGE, "foreign_cluster"),

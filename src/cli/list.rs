@@ -9,31 +9,43 @@ use super::{
 };
 use crate::{
     catalog::{Backup, SeenProof},
-    record::{FileVerdict, ProofLevel},
+    record::{FileVerdict, Holds, ProofLevel},
+    store::{self, Store},
 };
 
 pub fn run(context: &Context) -> Result<Answer, Failure> {
     let store = context.open_store()?;
     let (catalog, findings) = context.catalog(&store)?;
-    let backups: Vec<Value> = catalog.backups.iter().map(|backup| describe(context, backup)).collect();
+    let holds = held(&store)?;
+    let backups: Vec<Value> = catalog.backups.iter().map(|backup| describe(context, backup, holds.as_ref())).collect();
+    // A column of its own only where something is held: most stores hold nothing.
+    let some_held = catalog.backups.iter().any(|backup| is_held(backup, holds.as_ref()) == Some(true));
     let rows = catalog.backups.iter().map(|backup| {
         let index = backup.signed().map(|signed| &signed.index);
         let members = index.map(|index| {
             let with_file = index.members.iter().filter(|member| member.file.is_some()).count();
             format!("{with_file} of {}", index.members.iter().filter(|member| !member.learner).count())
         });
-        vec![
+        let mut row = vec![
             backup.dir_name.to_string(),
             or_dash(index.map(|index| age(context.now, index.created_at))),
             backup.level().to_string(),
             or_dash(members),
             or_dash(index.map(|index| size(index.sealed_bytes()))),
-            problems(backup).first().map_or_else(String::new, |verdict| {
-                format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be"))
-            }),
-        ]
+        ];
+        if some_held {
+            let held = is_held(backup, holds.as_ref()) == Some(true);
+            row.push(if held { "held" } else { "" }.to_owned());
+        }
+        row.push(problems(backup).first().map_or_else(String::new, |verdict| {
+            format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be"))
+        }));
+        row
     });
-    let mut text = table(&["backup", "age", "proof", "members", "sealed", "problem"], rows.collect(), &[1, 4]);
+    let mut heading = vec!["backup", "age", "proof", "members", "sealed"];
+    heading.extend(some_held.then_some("hold"));
+    heading.push("problem");
+    let mut text = table(&heading, rows.collect(), &[1, 4]);
     if catalog.backups.is_empty() {
         text = format!("no backups in {}\n", store.path().display());
     }
@@ -60,7 +72,20 @@ fn problems(backup: &Backup) -> Vec<FileVerdict> {
     problems
 }
 
-fn describe(context: &Context, backup: &Backup) -> Value {
+/// What is held; nothing where the file does not say, which is among the findings.
+pub fn held(store: &Store) -> Result<Option<Holds>, Failure> {
+    match store.holds() {
+        Ok(holds) => Ok(Some(holds)),
+        Err(store::Error::BadHolds { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_held(backup: &Backup, holds: Option<&Holds>) -> Option<bool> {
+    holds.map(|holds| holds.get(&backup.dir_name).is_some())
+}
+
+fn describe(context: &Context, backup: &Backup, holds: Option<&Holds>) -> Value {
     let index = backup.signed().map(|signed| &signed.index);
     let age = index.map(|index| context.now.duration_since(index.created_at).as_secs());
     json!({
@@ -70,7 +95,7 @@ fn describe(context: &Context, backup: &Backup) -> Value {
         "proof": backup.level(),
         "agreement": index.and_then(|index| index.agreement),
         "partial": index.map(|index| index.partial),
-        "held": false,
+        "held": is_held(backup, holds),
         "sealed_bytes": index.map(crate::record::Index::sealed_bytes),
         "targets": ["store"],
         "problems": problems(backup),

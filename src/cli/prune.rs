@@ -33,7 +33,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
     let lock = store.lock()?;
     let (catalog, _) = context.catalog(&store)?;
     let rules = &context.policy.retention;
-    let mut decisions = prune::plan(&catalog, rules, context.now, arguments.accept_gap)?;
+    let mut decisions = prune::plan(&catalog, &store.holds()?, rules, context.now, arguments.accept_gap)?;
     if !arguments.dry_run {
         for rest in store.sweep(&lock)? {
             tracing::warn!("swept {}, left by a run that did not end", rest.display());

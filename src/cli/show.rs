@@ -6,9 +6,13 @@ use serde_json::{Value, json};
 use super::{
     Answer, Context,
     error::Failure,
+    hold, list,
     table::{Text, age, members, shown},
 };
-use crate::catalog::{Backup, Signed};
+use crate::{
+    catalog::{Backup, Signed},
+    record::Held,
+};
 
 /// Arguments of `show`.
 #[derive(Debug, Args)]
@@ -26,13 +30,17 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
         let data = json!({ "id": backup.dir_name, "problems": backup.problems() });
         return Answer::new(&data, String::new(), Some(Failure::broken(backup)));
     };
+    let holds = list::held(&store)?;
+    let hold = holds.as_ref().and_then(|holds| holds.get(&backup.dir_name));
     let mut data = serde_json::to_value(&signed.index).map_err(|error| Failure::internal(&error.to_string()))?;
     if let Value::Object(fields) = &mut data {
         fields.insert("proofs".to_owned(), proofs(signed));
         fields.insert("problems".to_owned(), json!(backup.problems()));
         fields.insert("level".to_owned(), json!(backup.level()));
+        fields.insert("held".to_owned(), json!(holds.as_ref().map(|_| hold.is_some())));
+        fields.insert("hold".to_owned(), json!(hold));
     }
-    Answer::new(&data, text(context, backup, signed), None)
+    Answer::new(&data, text(context, backup, signed, hold), None)
 }
 
 fn proofs(signed: &Signed) -> Value {
@@ -42,7 +50,7 @@ fn proofs(signed: &Signed) -> Value {
     proofs.collect()
 }
 
-fn text(context: &Context, backup: &Backup, signed: &Signed) -> String {
+fn text(context: &Context, backup: &Backup, signed: &Signed, hold: Option<&Held>) -> String {
     let index = &signed.index;
     let mut lines = vec![
         format!("backup    {}", index.id),
@@ -58,6 +66,7 @@ fn text(context: &Context, backup: &Backup, signed: &Signed) -> String {
         format!("signed by {}", signed.signer.to_base64()),
         format!("for       {}", index.recipients.join(", ")),
     ];
+    lines.extend(hold.map(|hold| format!("held      {}", hold::words(hold))));
     lines.extend(index.reason.iter().map(|reason| format!("reason    {}", shown(reason))));
     lines.push(String::new());
     let mut text = Text::default();

@@ -4,22 +4,40 @@ use jiff::Timestamp;
 
 use crate::{
     catalog::{self, Catalog},
-    plan::retention::{self, Action, Candidate, Decision, IN_USE, Refusal},
+    plan::retention::{self, Action, Candidate, Decision, Hold, IN_USE, Refusal},
     policy::Retention,
-    record::BackupId,
+    record::{BackupId, Holds},
 };
 
 /// Decides what to keep. Each backup is locked for an instant to see whether a reader holds it; nothing is changed.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn plan(catalog: &Catalog, rules: &Retention, now: Timestamp, accept_gap: bool) -> Result<Vec<Decision>, Refusal> {
+pub fn plan(
+    catalog: &Catalog,
+    holds: &Holds,
+    rules: &Retention,
+    now: Timestamp,
+    accept_gap: bool,
+) -> Result<Vec<Decision>, Refusal> {
     let candidates: Vec<_> = catalog
         .backups
         .iter()
-        .map(|backup| Candidate { in_use: !matches!(catalog::hold_exclusive(backup), Ok(Some(_))), ..backup.into() })
+        .map(|backup| Candidate {
+            hold: hold_of(holds, &backup.dir_name),
+            in_use: !matches!(catalog::hold_exclusive(backup), Ok(Some(_))),
+            ..backup.into()
+        })
         .collect();
     retention::decide(&candidates, rules, now, accept_gap)
+}
+
+fn hold_of(holds: &Holds, id: &BackupId) -> Hold {
+    match holds.get(id) {
+        Some(_) => Hold::Held,
+        None if holds.is_released(id) => Hold::Released,
+        None => Hold::Never,
+    }
 }
 
 /// Carries out a plan, oldest first, and says what was done: a backup that a reader took since the plan was made is kept, [`IN_USE`]; so is one that cannot be

@@ -6,16 +6,18 @@
 //! A backup is kept when any of these speaks for it, and each that does is among its reasons:
 //!
 //! 1. it is not readable (no trusted signature, another name, another store): nothing is known of it, and it counts for nothing else;
-//! 2. it is in use;
-//! 3. it is younger than `keep_within`;
-//! 4. the floor: the `keep_proved` newest (at least one) that reached `min_proof`. While they are fewer, the next lower level fills the
+//! 2. it is held: a person pinned it. It takes part in all else as if it were not;
+//! 3. it is in use;
+//! 4. it is younger than `keep_within`;
+//! 5. the floor: the `keep_proved` newest (at least one) that reached `min_proof`. While they are fewer, the next lower level fills the
 //!    floor, newest first, then the one below that;
-//! 5. the calendar, in UTC: of each of the last `keep_daily` days, `keep_weekly` ISO weeks and `keep_monthly` months *that have a backup
+//! 6. the calendar, in UTC: of each of the last `keep_daily` days, `keep_weekly` ISO weeks and `keep_monthly` months *that have a backup
 //!    proved at any level*, the newest that reached `min_proof`, else the newest proved at a lower one;
-//! 6. it is the newest that reached `min_proof` and is whole: said only where nothing else keeps it;
-//! 7. no backup is proved at any level: then nothing is dropped.
+//! 7. it is the newest that is whole and reached `min_proof`, else the newest whole one at the next lower level: said only where nothing
+//!    else keeps it;
+//! 8. no backup is proved at any level: then nothing is dropped.
 //!
-//! Of these only 3 looks at the clock, and only towards dropping: more time never un-prunes.
+//! Of these only 4 looks at the clock, and only towards dropping: more time never un-prunes.
 //!
 //! Two things stop it altogether:
 //!
@@ -23,7 +25,8 @@
 //! - A gap of more than [`MAX_GAP`] without a backup, after which ages would clear in one night what a working schedule clears in months. The
 //!   gap ends at the next backup, or now; it stops retention if the rules would have dropped something *at its end*, and for as long as that
 //!   is still here: until a person accepts it, not until the next night. Where a backup was pruned in time nothing of that kind is left, so
-//!   the distances between monthly backups are no gaps.
+//!   the distances between monthly backups are no gaps. One that was held is left over without a fault: it is known that it may go, and
+//!   it stops nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,11 +42,26 @@ use crate::{
     record::{BackupId, ProofLevel},
 };
 
-/// The reason for which a backup stays that a reader holds.
+/// The reason for which a backup stays that a person pinned.
+pub const HELD: &str = "held";
+
+/// The reason for which a backup stays that a reader has open.
 pub const IN_USE: &str = "in use";
 
 /// Time without a backup after which a person is asked: 30 days.
 pub const MAX_GAP: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// Whether a person pinned a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Hold {
+    /// Nobody did.
+    #[default]
+    Never,
+    /// It is held.
+    Held,
+    /// It was held, and somebody said that it may go.
+    Released,
+}
 
 /// What retention has to know of one backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +74,9 @@ pub struct Candidate {
     pub level: ProofLevel,
     /// Every listed file is there at its recorded size, and there is a primary.
     pub complete: bool,
-    /// A reader holds it.
+    /// Whether a person pinned it.
+    pub hold: Hold,
+    /// A reader has it open.
     pub in_use: bool,
     /// A trusted key signed it, under this name and for this store.
     pub trusted: bool,
@@ -65,13 +85,14 @@ pub struct Candidate {
 }
 
 impl From<&Backup> for Candidate {
-    /// Nobody is asked whether it is in use; `ops::prune` does.
+    /// Nobody is asked whether it is held or in use; `ops::prune` does.
     fn from(backup: &Backup) -> Self {
         Self {
             id: backup.dir_name.clone(),
             created_at: backup.time(),
             level: backup.level(),
             complete: backup.is_complete(),
+            hold: Hold::Never,
             in_use: false,
             trusted: backup.signed().is_some(),
             partial: backup.signed().is_some_and(|signed| signed.index.partial),
@@ -177,7 +198,8 @@ fn refuse_gaps(trusted: &[&Candidate], rules: &Retention, now: Timestamp) -> Res
         }
         // What the rules saw when the gap ended: all that was older, and the backup that ended it.
         let then: Vec<_> = trusted.iter().copied().take(at.saturating_add(2)).collect();
-        let drops = then.len().saturating_sub(reasons_to_keep(&then, rules, to).len());
+        let kept = reasons_to_keep(&then, rules, to);
+        let drops = then.iter().filter(|old| !kept.contains_key(&old.id) && old.hold != Hold::Released).count();
         if drops > 0 {
             return Err(Refusal::Gap { from, to, drops });
         }
@@ -194,6 +216,9 @@ fn reasons_to_keep<'a>(trusted: &[&'a Candidate], rules: &Retention, now: Timest
 
     let keep_within = SignedDuration::try_from(rules.keep_within).unwrap_or(SignedDuration::MAX);
     for backup in trusted {
+        if backup.hold == Hold::Held {
+            keep(backup, HELD.to_owned());
+        }
         if backup.in_use {
             keep(backup, IN_USE.to_owned());
         }
@@ -224,8 +249,10 @@ fn reasons_to_keep<'a>(trusted: &[&'a Candidate], rules: &Retention, now: Timest
             keep(backup, format!("{name} {period}"));
         }
     }
-    // A member that is away for a week must not cost the last backup that has all of them.
-    if let Some(whole) = proved.iter().find(|backup| !backup.partial && backup.proved() >= min) {
+    // A member that is away for a week must not cost the last backup that has all of them, nor must a raised minimum.
+    let whole = || proved.iter().filter(|backup| !backup.partial);
+    let best = whole().map(|backup| backup.proved().min(min)).max();
+    if let Some(whole) = whole().find(|backup| Some(backup.proved().min(min)) == best) {
         reasons.entry(&whole.id).or_insert_with(|| vec!["the newest proved one that is whole".to_owned()]);
     }
     reasons

@@ -76,6 +76,11 @@ const fn key(
     Key { table, name, kind, default, meaning }
 }
 
+/// The default of `[backup] prove`: what a run proves of its own backup.
+const DEFAULT_PROVE: &str = "open";
+/// The default of `[retention] min_proof`; never above [`DEFAULT_PROVE`].
+const DEFAULT_MIN_PROOF: &str = "open";
+
 /// Every key that this version reads, section by section.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
@@ -92,8 +97,8 @@ pub const KEYS: &[Key] = &[
     key("store", "reserve", Kind::Text, Some("5%"), "space that a backup leaves free: a share of the file system, or a size"),
     key("backup", "zstd_level", Kind::Integer, Some("3"), "compression, 1 to 19"),
     key("backup", "parallel", Kind::Integer, Some("1"), "members that stream at once"),
-    key("backup", "keep_members", Kind::Text, Some("all"), "whose snapshots are kept when all members agree"),
-    key("backup", "prove", Kind::Text, Some("open"), "the level that a backup proves before it is published: digest or open"),
+    key("backup", "keep_members", Kind::Text, Some("all"), "whose snapshots are kept when all members agree: all or primary"),
+    key("backup", "prove", Kind::Text, Some(DEFAULT_PROVE), "the level that a backup proves before it is published: digest, open or sound"),
     key("backup", "connect_timeout", Kind::Text, Some("5s"), "longest wait for a connection"),
     key("backup", "stall_timeout", Kind::Text, Some("30s"), "longest wait for the next message of a stream"),
     key("backup", "max_lag", Kind::Integer, Some("1000"), "revisions that a member may be behind and still be the primary"),
@@ -104,10 +109,10 @@ pub const KEYS: &[Key] = &[
     key("signing", "trusted", Kind::Texts, None, "minisign public keys, or .pub files, whose signatures count"),
     key("retention", "keep_within", Kind::Text, Some("5d"), "every backup younger than this is kept"),
     key("retention", "keep_proved", Kind::Integer, Some("3"), "proved backups that are kept whatever their age; 1 at least"),
-    key("retention", "min_proof", Kind::Text, Some("open"), "the level from which a backup counts as proved: digest or open"),
-    key("retention", "keep_daily", Kind::Integer, Some("0"), "days of which the last backup is kept"),
-    key("retention", "keep_weekly", Kind::Integer, Some("0"), "weeks of which the last backup is kept"),
-    key("retention", "keep_monthly", Kind::Integer, Some("0"), "months of which the last backup is kept"),
+    key("retention", "min_proof", Kind::Text, Some(DEFAULT_MIN_PROOF), "the level from which a backup counts as proved: digest, open or sound; never above prove"),
+    key("retention", "keep_daily", Kind::Integer, Some("0"), "days of which the last proved backup is kept; days without one do not count"),
+    key("retention", "keep_weekly", Kind::Integer, Some("0"), "ISO weeks of which the last proved backup is kept; as with days"),
+    key("retention", "keep_monthly", Kind::Integer, Some("0"), "months of which the last proved backup is kept; as with days"),
 ];
 
 /// What later versions do and this one does not. The version that builds it removes the line.
@@ -152,33 +157,15 @@ const UNBUILT: &[Unbuilt] = &[
     },
     Unbuilt {
         table: "backup",
-        name: "keep_members",
-        refused: |value| value.is_text("primary"),
-        words: "etcd-dr 0.1 keeps every member's snapshot; `primary` is not built yet",
-    },
-    Unbuilt {
-        table: "backup",
-        name: "prove",
-        refused: |value| value.is_text("sound"),
-        words: "etcd-dr 0.1 proves up to `open`; `sound` is not built yet",
-    },
-    Unbuilt {
-        table: "backup",
         name: "prove",
         refused: |value| value.is_text("boot") || value.is_text("serve"),
-        words: "etcd-dr 0.1 proves up to `open`; `boot` and `serve` are a drill's, which is not built yet",
-    },
-    Unbuilt {
-        table: "retention",
-        name: "min_proof",
-        refused: |value| value.is_text("sound"),
-        words: "etcd-dr 0.1 proves up to `open`; `sound` is not built yet",
+        words: "a backup proves up to `sound`; `boot` and `serve` are a drill's, which is not built yet",
     },
     Unbuilt {
         table: "retention",
         name: "min_proof",
         refused: |value| value.is_text("boot") || value.is_text("serve"),
-        words: "etcd-dr 0.1 proves up to `open`; `boot` and `serve` are a drill's, which is not built yet",
+        words: "a backup proves up to `sound`; `boot` and `serve` are a drill's, which is not built yet",
     },
 ];
 

@@ -41,6 +41,9 @@ pub struct Journal {
     /// Every backup that a plan removed.
     #[serde(default)]
     pub pruned: Vec<JournalEntry>,
+    /// Every backup that is held; [`Holds`](super::Holds) counts, and this is for where it is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<JournalEntry>,
 }
 
 /// A backup and the time at which something became of it.
@@ -48,7 +51,7 @@ pub struct Journal {
 pub struct JournalEntry {
     /// The backup.
     pub id: BackupId,
-    /// When it was published or pruned.
+    /// When it was published, pruned, held or released.
     pub at: Timestamp,
 }
 
@@ -65,6 +68,7 @@ impl Journal {
             revisions: BTreeMap::new(),
             published: Vec::new(),
             pruned: Vec::new(),
+            held: Vec::new(),
         }
     }
 }
