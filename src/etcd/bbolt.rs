@@ -28,11 +28,13 @@ mod page;
 mod reader;
 mod walk;
 mod window;
+mod writer;
 
 pub use damage::{Damage, Foreign, PageFault, Text};
 pub use page::{Meta, MetaFault, PageId, PageKind};
 pub use reader::Db;
 pub use walk::{Row, Visitor, Walked};
+pub use writer::{WriteAt, WriteError, Writer, Written};
 
 /// Names of the buckets that etcd 3.4 to 3.6 keep at the top level, sorted.
 pub const KNOWN_BUCKETS: [&str; 10] =
