@@ -71,7 +71,7 @@ fn tree(dir: &Path) -> BTreeMap<String, (u32, String)> {
     entries.map(entry).collect()
 }
 
-const COMMANDS: [(&[&str], &[&str]); 10] = [
+const COMMANDS: [(&[&str], &[&str]); 12] = [
     (&["init"], &["--dry-run", "--accept-cluster", "--allow-non-root"]),
     (&["keys", "generate"], &["--out"]),
     (&["keys", "check"], &["--identity"]),
@@ -80,6 +80,8 @@ const COMMANDS: [(&[&str], &[&str]); 10] = [
     (&["show"], &["[ID]"]),
     (&["verify"], &["[ID]", "--all", "--level", "--max-age"]),
     (&["prune"], &["--dry-run", "--accept-gap"]),
+    (&["hold"], &["<ID>", "--reason"]),
+    (&["release"], &["<ID>"]),
     (&["man"], &["[DIR]"]),
     (&["completions"], &["<SHELL>", "bash"]),
 ];

@@ -9,10 +9,25 @@
     reason = "a failed test is a panic"
 )]
 
+#[path = "support/backup.rs"]
+mod backup;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use backup::Golden;
+use etcd_dr::{
+    ops::prune,
+    plan::retention::{Action, Decision},
+    policy::Retention,
+    record::ProofLevel,
+    run::read_catalog,
+    sign::{PublicKey, Trusted},
+    store::Store,
+};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 const STORES: [&str; 1] = ["0.1.0"];
@@ -78,5 +93,61 @@ fn stores_of_earlier_versions_are_listed_shown_and_proved() {
         assert_eq!(verify["ok"], true, "{version}: {verify}");
         let prune = run(&site, &["prune", "--dry-run", "--accept-gap"]);
         assert_eq!(prune["decisions"].as_array().unwrap().len(), 2, "{version}");
+    }
+}
+
+/// What the rules of a policy that asks for `sound` make of a store, one such backup at each of these times added by a later version.
+fn plan_with_sound(version: &str, sound: &[&str], now: &str) -> Vec<Decision> {
+    let dir = copy(version);
+    let site = dir.path().join("site");
+    let (path, key) = (site.join("store"), backup::key());
+    for made in sound {
+        Golden::in_store(&path, backup::time(made)).proved(ProofLevel::Sound).write(&path, &key);
+    }
+    let first = fs::read_to_string(site.join("public-key")).unwrap();
+    let keys = [PublicKey::from_key_or_file(first.trim()).unwrap(), key.public().clone()];
+    let store = Store::open(&path).unwrap();
+    let holds = store.holds().unwrap();
+    assert!(holds.held.is_empty() && holds.released.is_empty(), "{version}");
+    let catalog = read_catalog(&store, &Trusted::new(keys.to_vec())).unwrap();
+    assert_eq!(catalog.backups.len(), 2 + sound.len());
+    assert!(catalog.backups.iter().all(|backup| backup.proved_at(ProofLevel::Open)), "{version}");
+    let rules = Retention {
+        keep_within: Duration::from_secs(5 * 86_400),
+        keep_proved: 3,
+        min_proof: ProofLevel::Sound,
+        keep_daily: 0,
+        keep_weekly: 0,
+        keep_monthly: 0,
+    };
+    let now: Timestamp = backup::time(now);
+    prune::plan(&catalog, &holds, &rules, now + SignedDuration::from_secs(1), true).unwrap()
+}
+
+#[test]
+fn stores_that_reached_open_are_kept_right_where_sound_is_asked_for() {
+    let young = "younger than 5d";
+    let fill = "one of the 3 newest proved (open: too few reached sound)";
+    let floor = "one of the 3 newest proved (sound)";
+    let (one, two, three) = ("2026-11-23T02:00:00Z", "2026-11-24T02:00:00Z", "2026-11-25T02:00:00Z");
+    for version in STORES {
+        // Nothing new: the same day, and a year later.
+        let seen = |sound: &[&str], now: &str| {
+            let decisions = plan_with_sound(version, sound, now);
+            decisions.into_iter().map(|d| (d.action, d.reasons.join("; "))).collect::<Vec<_>>()
+        };
+        let both = |first: &str, second: &str| (Action::Keep, format!("{first}; {second}"));
+        let keep = |reason: &str| (Action::Keep, reason.to_owned());
+        let drop = || (Action::Drop, "older than 5d, no rule keeps it".to_owned());
+        assert_eq!(seen(&[], "2026-11-22T19:00:00Z"), [both(young, fill), both(young, fill)]);
+        assert_eq!(seen(&[], "2027-11-22T19:00:00Z"), [keep(fill), keep(fill)]);
+        // The first nights after the upgrade, and long after them.
+        assert_eq!(seen(&[one], one), [both(young, fill), both(young, fill), both(young, floor)]);
+        assert_eq!(seen(&[one], "2027-11-22T19:00:00Z"), [keep(fill), keep(fill), keep(floor)]);
+        assert_eq!(seen(&[one, two], "2027-11-22T19:00:00Z"), [drop(), keep(fill), keep(floor), keep(floor)]);
+        let four = seen(&[one, two, three], three);
+        assert_eq!(four[..3], [keep(young), keep(young), both(young, floor)]);
+        let four = seen(&[one, two, three], "2027-11-22T19:00:00Z");
+        assert_eq!(four, [drop(), drop(), keep(floor), keep(floor), keep(floor)]);
     }
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use etcd_dr::{
-    policy::{Error, KEYS, Kind, Origin, Overrides, Policy, Sources},
+    policy::{Error, KEYS, KeepMembers, Kind, Origin, Overrides, Policy, Sources},
     record::ProofLevel,
 };
 
@@ -374,11 +374,11 @@ fn a_value_out_of_range_names_its_line() {
         ),
         (
             "[backup]\nprove = \"none\"",
-            "policy.toml:3: [backup] prove: `none` is not a level here; write digest or open",
+            "policy.toml:3: [backup] prove: `none` is not a level here; write digest, open or sound",
         ),
         (
             "[retention]\nmin_proof = \"all\"",
-            "policy.toml:3: [retention] min_proof: `all` is not a level here; write digest or open",
+            "policy.toml:3: [retention] min_proof: `all` is not a level here; write digest, open or sound",
         ),
         (
             "[store]\nreserve = \"2GB\"",
@@ -438,8 +438,24 @@ fn backups_that_never_count_as_proved_are_refused() {
     assert_eq!((message, said.as_str()), (format!("policy.toml:5: {problem}"), hint));
     let (message, said) = refused("[backup]\nprove = \"digest\"");
     assert_eq!((message, said.as_str()), (format!("policy.toml:3: {problem}"), hint));
+    let (message, said) = refused("[backup]\nprove = \"open\"\n[retention]\nmin_proof = \"sound\"");
+    let above = "[retention] min_proof: `sound` is above [backup] prove, `open`: no backup would ever count as proved";
+    assert_eq!(message, format!("policy.toml:5: {above}"));
+    assert_eq!(said, "set `min_proof = \"open\"` in [retention], or `prove = \"sound\"` in [backup]");
+    for (min_proof, prove) in [("digest", "digest"), ("digest", "sound"), ("open", "sound"), ("sound", "sound")] {
+        let body = format!("[backup]\nprove = \"{prove}\"\n[retention]\nmin_proof = \"{min_proof}\"");
+        let policy = load(&body).unwrap();
+        assert_eq!((policy.backup.prove.as_str(), policy.retention.min_proof.as_str()), (prove, min_proof));
+    }
     let policy = load("[backup]\nprove = \"digest\"\n[retention]\nmin_proof = \"digest\"").unwrap();
     assert_eq!((policy.backup.prove, policy.retention.min_proof), (ProofLevel::Digest, ProofLevel::Digest));
+}
+
+#[test]
+fn whose_snapshots_are_kept_is_all_or_the_primarys() {
+    assert_eq!(load("").unwrap().backup.keep_members, KeepMembers::All);
+    assert_eq!(load("[backup]\nkeep_members = \"all\"").unwrap().backup.keep_members, KeepMembers::All);
+    assert_eq!(load("[backup]\nkeep_members = \"primary\"").unwrap().backup.keep_members, KeepMembers::Primary);
 }
 
 #[test]
@@ -494,11 +510,9 @@ fn each_feature_that_is_not_built_says_so() {
         ("[store]\npublic_index = false", "policy.toml:3: [store] public_index: "),
         ("[backup]\nscratch_dir = \"/s\"", "policy.toml:3: [backup] scratch_dir: "),
         ("[backup]\nparallel = 2", "policy.toml:3: [backup] parallel: "),
-        ("[backup]\nkeep_members = \"primary\"", "policy.toml:3: [backup] keep_members: "),
-        ("[backup]\nprove = \"sound\"", "policy.toml:3: [backup] prove: "),
         ("[backup]\nprove = \"boot\"", "policy.toml:3: [backup] prove: "),
         ("[backup]\nprove = \"serve\"", "policy.toml:3: [backup] prove: "),
-        ("[retention]\nmin_proof = \"sound\"", "policy.toml:3: [retention] min_proof: "),
+        ("[retention]\nmin_proof = \"boot\"", "policy.toml:3: [retention] min_proof: "),
         ("[retention]\nmin_proof = \"serve\"", "policy.toml:3: [retention] min_proof: "),
     ] {
         assert!(matches!(load(body), Err(Error::NotBuilt { .. })), "{body}");
@@ -507,8 +521,8 @@ fn each_feature_that_is_not_built_says_so() {
         assert!(hint.contains("until a version has it"), "{hint}");
     }
     assert_eq!(
-        refused("[backup]\nprove = \"sound\"").0,
-        "policy.toml:3: [backup] prove: etcd-dr 0.1 proves up to `open`; `sound` is not built yet"
+        refused("[backup]\nprove = \"boot\"").0,
+        "policy.toml:3: [backup] prove: a backup proves up to `sound`; `boot` and `serve` are a drill's, which is not built yet"
     );
     load("[store]\npublic_index = true\n[backup]\nparallel = 1\nkeep_members = \"all\"").unwrap();
 }
@@ -698,9 +712,9 @@ fn sample(table: &str, name: &str) -> &'static str {
         ("signing", "trusted") => "[\"/etc/etcd-dr/other.pub\"]",
         ("store", "public_index") => "true",
         ("store", "reserve") => "\"2GiB\"",
-        ("backup", "keep_members") => "\"all\"",
+        ("backup", "keep_members") => "\"primary\"",
         ("backup", "parallel") => "1",
-        ("backup", "prove") => "\"open\"",
+        ("backup", "prove") => "\"sound\"",
         ("retention", "min_proof") => "\"digest\"",
         ("backup", "connect_timeout" | "stall_timeout") | ("retention", "keep_within") => "\"7m\"",
         ("cluster", "name" | "user") => "\"somebody\"",
@@ -715,7 +729,7 @@ fn sample(table: &str, name: &str) -> &'static str {
 #[test]
 fn every_listed_key_is_read_and_counts() {
     /// Their only value so far is their default.
-    const FIXED: [&str; 4] = ["public_index", "keep_members", "parallel", "prove"];
+    const FIXED: [&str; 2] = ["public_index", "parallel"];
     let pairs = [("cert_file", "key_file"), ("user", "password_file")];
     let strip = |mut policy: Policy| {
         policy.source = None;

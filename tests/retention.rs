@@ -18,9 +18,9 @@ use etcd_dr::{
     catalog::{self, Catalog},
     durable,
     ops::prune,
-    plan::retention::{Action, Candidate, Decision, MAX_GAP, Refusal, decide},
+    plan::retention::{Action, Candidate, Decision, Hold, MAX_GAP, Refusal, decide},
     policy::Retention,
-    record::{BackupId, ProofLevel},
+    record::{BackupId, Held, Holds, ProofLevel},
     sign::SecretKey,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -38,6 +38,10 @@ fn level() -> impl Strategy<Value = ProofLevel> {
     (0..LEVELS.len()).prop_map(|at| LEVELS[at])
 }
 
+fn hold() -> impl Strategy<Value = Hold> {
+    prop_oneof![8 => Just(Hold::Never), 1 => Just(Hold::Held), 1 => Just(Hold::Released)]
+}
+
 /// Up to thirty backups, hours or weeks apart, mostly whole; several may be of one second.
 fn catalogue() -> impl Strategy<Value = Vec<Candidate>> {
     let step = prop_oneof![3 => 0..30_u64, 3 => Just(24), 1 => 0..2000_u64];
@@ -48,14 +52,15 @@ fn catalogue() -> impl Strategy<Value = Vec<Candidate>> {
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.85),
         prop::bool::weighted(0.3),
+        hold(),
     );
     prop::collection::vec(one, 0..30).prop_map(|rows| {
         let mut hours = 0;
-        let candidate = |(salt, (step, level, complete, in_use, trusted, partial))| {
+        let candidate = |(salt, (step, level, complete, in_use, trusted, partial, hold))| {
             hours += step;
             let created_at = start() + Duration::from_secs(hours * HOUR);
             let id = BackupId::new(created_at, u16::try_from(salt).unwrap());
-            Candidate { id, created_at, level, complete, in_use, trusted, partial }
+            Candidate { id, created_at, level, complete, hold, in_use, trusted, partial }
         };
         rows.into_iter().enumerate().map(candidate).collect()
     })
@@ -110,13 +115,14 @@ proptest! {
     }
 
     #[test]
-    fn nothing_unknown_young_or_in_use_is_dropped(backups in catalogue(), rules in rules(), hours in 0..5000_i64) {
+    fn nothing_unknown_young_held_or_in_use_is_dropped(backups in catalogue(), rules in rules(), hours in 0..5000_i64) {
         let now = later(&backups, hours);
         let Ok(decisions) = decide(&backups, &rules, now, true) else { return Ok(()) };
         let dropped = dropped(&decisions);
         for backup in &backups {
             let young = now.duration_since(backup.created_at) < SignedDuration::try_from(rules.keep_within).unwrap();
-            prop_assert!(!dropped.contains(&backup.id) || (backup.trusted && !backup.in_use && !young));
+            let kept = young || backup.in_use || backup.hold == Hold::Held || !backup.trusted;
+            prop_assert!(!(kept && dropped.contains(&backup.id)));
         }
     }
 
@@ -160,6 +166,54 @@ proptest! {
     }
 
     #[test]
+    fn a_hold_keeps_its_backup_and_changes_nothing_else(
+        backups in catalogue(), rules in rules(), hours in 0..5000_i64, accept: bool,
+    ) {
+        let now = later(&backups, hours);
+        let free: Vec<_> = backups.iter().map(|b| Candidate { hold: Hold::Never, ..b.clone() }).collect();
+        // Where nobody is asked about gaps; a hold or a release only ever takes one away.
+        let (with, without) = (decide(&backups, &rules, now, accept), decide(&free, &rules, now, accept));
+        prop_assert!(with.is_ok() || without.is_err());
+        let (Ok(with), Ok(without)) = (with, without) else { return Ok(()) };
+        for ((with, without), backup) in with.iter().zip(&without).zip(&backups) {
+            if backup.hold == Hold::Held && backup.trusted {
+                let others: Vec<_> = with.reasons.iter().filter(|reason| *reason != "held").collect();
+                prop_assert!(with.action == Action::Keep && others.len() < with.reasons.len());
+            } else {
+                prop_assert_eq!(with, without);
+            }
+        }
+    }
+
+    #[test]
+    fn who_asks_for_more_never_keeps_less(
+        backups in catalogue(), rules in rules(), hours in 0..5000_i64, more in (0..50_u64, 0..3_u32, 0..3_u32, 0..3_u32, 0..3_u32),
+    ) {
+        let now = later(&backups, hours);
+        let (within, proved, daily, weekly, monthly) = more;
+        let wider = Retention {
+            keep_within: rules.keep_within + Duration::from_secs(within * HOUR),
+            keep_proved: rules.keep_proved + proved,
+            keep_daily: rules.keep_daily + daily,
+            keep_weekly: rules.keep_weekly + weekly,
+            keep_monthly: rules.keep_monthly + monthly,
+            ..rules.clone()
+        };
+        let (Ok(less), Ok(more)) = (decide(&backups, &rules, now, true), decide(&backups, &wider, now, true)) else {
+            return Ok(());
+        };
+        prop_assert!(dropped(&more).is_subset(&dropped(&less)));
+    }
+
+    #[test]
+    fn a_raised_minimum_never_drops_the_last_whole_one(backups in catalogue(), rules in rules(), hours in 0..5000_i64) {
+        let Ok(decisions) = decide(&backups, &rules, later(&backups, hours), true) else { return Ok(()) };
+        let dropped = dropped(&decisions);
+        let mut whole = backups.iter().filter(|b| proved(b) > ProofLevel::None && !b.partial).peekable();
+        prop_assert!(whole.peek().is_none() || whole.any(|b| !dropped.contains(&b.id)));
+    }
+
+    #[test]
     fn a_clock_behind_a_signed_time_refuses(backups in catalogue(), rules in rules(), hours in 1..5000_i64, accept: bool) {
         prop_assume!(backups.iter().any(|b| b.trusted));
         let refused = decide(&backups, &rules, later(&backups, -hours), accept);
@@ -187,7 +241,8 @@ fn nightly(nights: u64) -> Vec<Candidate> {
 
 fn proved_on(created_at: Timestamp) -> Candidate {
     let id = BackupId::new(created_at, 0);
-    Candidate { id, created_at, level: ProofLevel::Open, complete: true, in_use: false, trusted: true, partial: false }
+    let level = ProofLevel::Open;
+    Candidate { id, created_at, level, complete: true, hold: Hold::Never, in_use: false, trusted: true, partial: false }
 }
 
 fn five_days() -> Retention {
@@ -342,6 +397,10 @@ fn the_floor_is_filled_from_the_next_lower_level_newest_first() {
     ]);
 }
 
+fn no_holds() -> Holds {
+    Holds::new(STORE)
+}
+
 /// A store on disk with one backup on each of ten nights, and the rules that drop five of them.
 fn store() -> (tempfile::TempDir, SecretKey) {
     let (root, key) = (tempfile::tempdir().unwrap(), key());
@@ -365,7 +424,7 @@ fn prune_drops_what_is_old_and_leaves_what_is_read() {
     let now = time("2026-11-19T02:30:00Z");
     let read_before = read(root.path(), &key);
     let reader = catalog::hold_shared(&read_before.backups[1]).unwrap();
-    let planned = prune::plan(&read_before, &five_days(), now, false).unwrap();
+    let planned = prune::plan(&read_before, &no_holds(), &five_days(), now, false).unwrap();
     assert_eq!(planned[1].reasons, ["in use"]);
     assert_eq!(planned[0].reasons, ["older than 5d, no rule keeps it"]);
     assert_eq!(planned[9].reasons, ["younger than 5d", "one of the 3 newest proved (open)"]);
@@ -384,15 +443,53 @@ fn prune_drops_what_is_old_and_leaves_what_is_read() {
     assert_eq!(days(&read(root.path(), &key)), [11, 12, 15, 16, 17, 18, 19]);
 
     drop((reader, late));
-    let again = prune::plan(&read(root.path(), &key), &five_days(), now, false).unwrap();
+    let again = prune::plan(&read(root.path(), &key), &no_holds(), &five_days(), now, false).unwrap();
     assert_eq!(dropped(&again).len(), 2);
+}
+
+#[test]
+fn what_is_held_stays_and_says_so() {
+    let (root, key) = store();
+    let catalog = read(root.path(), &key);
+    let mut holds = no_holds();
+    for (at, backup) in [(0, &catalog.backups[0]), (1, &catalog.backups[9])] {
+        let held = Held { id: backup.dir_name.clone(), at: backup.time(), host: None, reason: None };
+        etcd_dr::store::holds::hold(&mut holds, held);
+        assert_eq!(holds.held.len(), at + 1);
+    }
+    let now = time("2026-11-19T02:30:00Z");
+    let planned = prune::plan(&catalog, &holds, &five_days(), now, false).unwrap();
+    assert_eq!((planned[0].action, &planned[0].reasons[..]), (Action::Keep, &["held".to_owned()][..]));
+    assert_eq!(planned[9].reasons, ["held", "younger than 5d", "one of the 3 newest proved (open)"]);
+    // The other old ones go as they went without.
+    let without = prune::plan(&catalog, &no_holds(), &five_days(), now, false).unwrap();
+    assert_eq!(dropped(&without).len(), dropped(&planned).len() + 1);
+    assert!(dropped(&planned).is_subset(&dropped(&without)));
+}
+
+#[test]
+fn a_hold_that_outlived_its_neighbours_is_no_gap_once_it_is_released() {
+    // More of them than the floor has places, so that one would have gone when the next backup was made.
+    let mut backups: Vec<_> = nightly(4).into_iter().map(|b| Candidate { hold: Hold::Held, ..b }).collect();
+    assert_eq!(simulate(&five_days(), &mut backups, 4..200), 0);
+    assert_eq!(backups.len(), 4 + 5);
+    let now = backups[8].created_at + Duration::from_secs(60);
+    let with = |hold| {
+        let pin = |(at, b): (usize, &Candidate)| Candidate { hold: if at < 4 { hold } else { b.hold }, ..b.clone() };
+        let backups: Vec<_> = backups.iter().enumerate().map(pin).collect();
+        decide(&backups, &five_days(), now, false).map(|decisions| dropped(&decisions).len())
+    };
+    assert_eq!(with(Hold::Held), Ok(0));
+    assert_eq!(with(Hold::Released), Ok(4));
+    // As they lie there without a word, nobody knows that nights were pruned between: it is a gap as ever.
+    assert!(matches!(with(Hold::Never), Err(Refusal::Gap { drops: 2, .. })));
 }
 
 #[test]
 fn prune_stops_at_the_first_error() {
     let (root, key) = store();
     let catalog = read(root.path(), &key);
-    let planned = prune::plan(&catalog, &five_days(), time("2026-11-19T02:30:00Z"), false).unwrap();
+    let planned = prune::plan(&catalog, &no_holds(), &five_days(), time("2026-11-19T02:30:00Z"), false).unwrap();
     let mut left = 2;
     let remove = |id: &BackupId| {
         left -= 1;
@@ -417,7 +514,7 @@ fn damaged_and_renamed_backups_hold_no_place_and_are_not_dropped() {
     catalog::write_proof(&path(17), &failed, &key).unwrap();
     let catalog = read(root.path(), &key);
     let rules = Retention { keep_within: Duration::ZERO, ..five_days() };
-    let decisions = prune::plan(&catalog, &rules, time("2026-11-19T02:30:00Z"), false).unwrap();
+    let decisions = prune::plan(&catalog, &no_holds(), &rules, time("2026-11-19T02:30:00Z"), false).unwrap();
     let kept: Vec<_> =
         decisions.iter().filter(|d| d.action == Action::Keep).map(|d| (d.id.as_str(), d.reasons[0].as_str())).collect();
     assert_eq!(
@@ -457,4 +554,57 @@ fn partial_ones_never_drop_the_last_whole_one() {
     let kept: Vec<_> = decisions.iter().map(|decision| decision.action == Action::Keep).collect();
     assert_eq!(kept, [false, true, true, true]);
     assert_eq!(decisions[1].reasons, ["the newest proved one that is whole"]);
+}
+
+/// A fortnight of version 0.1.0, which proved `open`; then nights that prove `sound`, under rules that ask for it.
+#[test]
+fn after_an_upgrade_nothing_that_was_proved_is_lost() {
+    let rules = Retention { min_proof: ProofLevel::Sound, ..five_days() };
+    let floor_of = |backups: &[Candidate], now| {
+        let decisions = decide(backups, &rules, now, false).unwrap();
+        let floor = |d: &&Decision| d.reasons.iter().any(|reason| reason.starts_with("one of the 3 newest"));
+        decisions.iter().filter(floor).map(|d| d.id.clone()).collect::<Vec<_>>()
+    };
+    let ids = |backups: &[&Candidate]| backups.iter().map(|b| b.id.clone()).collect::<Vec<_>>();
+    let old = nightly(14);
+    // Much later, and nothing new: the three newest are kept as they were.
+    let later = old[13].created_at + Duration::from_secs(20 * 24 * HOUR);
+    let decisions = decide(&old, &rules, later, false).unwrap();
+    assert_eq!(dropped(&decisions).len(), 11);
+    assert_eq!(decisions[13].reasons, ["one of the 3 newest proved (open: too few reached sound)"]);
+    let sound = |night: u64| Candidate {
+        level: ProofLevel::Sound,
+        ..proved_on(old[13].created_at + Duration::from_secs(night * 24 * HOUR))
+    };
+    let minute = Duration::from_secs(60);
+    for (nights, expected) in [
+        (0, vec![&old[11], &old[12], &old[13]]),
+        (1, vec![&old[12], &old[13], &sound(1)]),
+        (2, vec![&old[13], &sound(1), &sound(2)]),
+        (3, vec![&sound(1), &sound(2), &sound(3)]),
+        (4, vec![&sound(2), &sound(3), &sound(4)]),
+    ] {
+        let mut backups = old.clone();
+        backups.extend((1..=nights).map(sound));
+        let now = backups.last().unwrap().created_at + minute;
+        assert_eq!(floor_of(&backups, now), ids(&expected), "{nights} nights");
+    }
+}
+
+#[test]
+fn a_raised_minimum_does_not_cost_the_last_whole_one() {
+    let mut backups = nightly(2);
+    for night in 20..23 {
+        let created_at = start() + Duration::from_secs(night * 24 * HOUR);
+        backups.push(Candidate { level: ProofLevel::Sound, partial: true, ..proved_on(created_at) });
+    }
+    let rules = Retention { keep_within: Duration::ZERO, min_proof: ProofLevel::Sound, ..five_days() };
+    let now = start() + Duration::from_secs(23 * 24 * HOUR);
+    let decisions = decide(&backups, &rules, now, true).unwrap();
+    assert_eq!(dropped(&decisions), BTreeSet::from([backups[0].id.clone()]));
+    assert_eq!(decisions[1].reasons, ["the newest proved one that is whole"]);
+    // A whole one that reached it comes first, however old.
+    backups[0].level = ProofLevel::Sound;
+    let decisions = decide(&backups, &rules, now, true).unwrap();
+    assert_eq!(dropped(&decisions), BTreeSet::from([backups[1].id.clone()]));
 }
