@@ -6,7 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     record::{Reread, Sha256Hex},
-    seal::{self, Identities, OpenError},
+    scratch::Scratch,
+    seal::{self, Identities, OpenError, Opened},
 };
 
 /// What a sealed snapshot must turn out to be.
@@ -54,7 +55,35 @@ pub fn open(
     identities: &Identities,
     cancel: &CancellationToken,
 ) -> Result<Seen, OpenError> {
-    let opened = seal::open(path, identities, cancel)?;
+    judge(seal::open(path, identities, cancel)?, expected)
+}
+
+/// As [`open`], and lays the plaintext down in a scratch in `dir`, which needs room for [`Expected::plain_bytes`].
+///
+/// The scratch is there where [`Seen::Holds`] is, and holds all that was streamed, etcd's trailer at its end.
+///
+/// # Errors
+/// [`OpenError::Io`], also of the scratch; [`OpenError::Interrupted`].
+pub fn open_to_scratch(
+    path: &Path,
+    expected: &Expected,
+    identities: &Identities,
+    dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<(Seen, Option<Scratch>), OpenError> {
+    let mut scratch = Scratch::create(dir)?;
+    let mut sink = |bytes: &[u8]| {
+        // The digest is judged at the end: a file that opens to more than it should must not fill the disk until then.
+        let end = scratch.written().saturating_add(bytes.len() as u64);
+        if end <= expected.plain_bytes { scratch.write(bytes) } else { Ok(()) }
+    };
+    let opened = seal::open_into(path, identities, &mut sink, cancel)?;
+    let seen = judge(opened, expected)?;
+    let scratch = matches!(seen, Seen::Holds(_)).then(|| scratch.finish()).transpose()?;
+    Ok((seen, scratch))
+}
+
+fn judge(opened: Opened, expected: &Expected) -> Result<Seen, OpenError> {
     if opened.sealed_bytes != expected.sealed_bytes {
         let (found, signed) = (opened.sealed_bytes, expected.sealed_bytes);
         return Ok(Seen::Changed(format!("it has {found} bytes, {signed} were written")));

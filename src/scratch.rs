@@ -208,7 +208,11 @@ impl Cipher {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt as _, thread};
+    use std::{
+        collections::BTreeSet,
+        os::unix::fs::{FileExt, MetadataExt as _},
+        thread,
+    };
 
     use proptest::prelude::*;
 
@@ -320,6 +324,22 @@ mod tests {
         writer.write(&[3]).unwrap_err();
         assert_eq!(writer.file.metadata().unwrap().len(), 0);
         writer.finish().unwrap_err();
+    }
+
+    #[test]
+    fn no_two_scratches_hold_the_same_bytes_and_neither_holds_the_plaintext() {
+        let plain = vec![0x42; 100_000];
+        let raw = || {
+            let scratch = scratch(&plain, 7777);
+            let mut raw = vec![0; plain.len()];
+            FileExt::read_exact_at(&scratch.file, &mut raw, 0).unwrap();
+            raw
+        };
+        let (one, other) = (raw(), raw());
+        let blocks = |raw: &[u8]| raw.chunks(BLOCK).map(<[u8]>::to_vec).collect::<BTreeSet<_>>();
+        let distinct = [&one, &other, &plain].map(|raw| blocks(raw));
+        assert!(distinct[0].is_disjoint(&distinct[1]) && distinct[2].is_disjoint(&distinct[0]));
+        assert_eq!((distinct[0].len(), distinct[2].len()), (plain.len() / BLOCK, 1));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use zstd::stream::{raw::CParameter, write::Encoder};
 
 pub use keys::{Identities, KeyError, Recipients, RunKey, generate_identity};
-pub use reader::{OpenError, Opened, open, read_digest};
+pub use reader::{OpenError, Opened, Sink, open, open_into, read_digest};
 
 use crate::record::Sha256Hex;
 

@@ -1,9 +1,14 @@
 //! The way back: sealed bytes off the disk, hashed as they come, decrypted, decompressed, handed on.
+//!
+//! Two threads share the work, since each half costs about the same: the caller's reads, hashes what is sealed, decrypts and decompresses;
+//! the other hashes the plaintext and gives it to the sink. [`BUFFERS`] blocks go round between them, and no more are ever made.
 
 use std::{
     fs::File,
     io::{self, BufRead, Read},
     path::Path,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
 };
 
 use rustix::fs::{Advice, FsWord, Mode, OFlags};
@@ -18,6 +23,10 @@ use crate::{
 
 /// Bytes read from the disk at a time.
 const BLOCK: usize = 1 << 20;
+/// Bytes of plaintext handed on at a time.
+const PLAIN_BLOCK: usize = 256 << 10;
+/// Blocks of plaintext there are.
+const BUFFERS: usize = 8;
 /// What `O_DIRECT` wants of buffer, offset and length on every device of today.
 const ALIGN: usize = 4096;
 
@@ -58,6 +67,9 @@ pub struct Opened {
     pub plain: Result<Plain, OpenError>,
 }
 
+/// What takes plaintext, block after block, on a thread of its own.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), PathError> + Send + 'a;
+
 /// Reads a sealed file from the device where that can be had, hashes it, and opens it with `identities`.
 ///
 /// Reading goes on to the end where opening fails, so that the digest tells a damaged file from a wrong key.
@@ -65,8 +77,24 @@ pub struct Opened {
 /// # Errors
 /// [`OpenError::Io`] and [`OpenError::Interrupted`]; all else is in [`Opened::plain`].
 pub fn open(path: &Path, identities: &Identities, cancel: &CancellationToken) -> Result<Opened, OpenError> {
+    open_into(path, identities, &mut |_| Ok(()), cancel)
+}
+
+/// As [`open`], and gives the plaintext to `sink` on the way.
+///
+/// What the sink got is worth nothing before [`Opened::plain`] is there and its digest is the one that was expected: where opening fails, all
+/// that came before the damage was given away already.
+///
+/// # Errors
+/// As [`open`]; [`OpenError::Io`] with the sink's error, which ends the reading at once.
+pub fn open_into(
+    path: &Path,
+    identities: &Identities,
+    sink: &mut Sink<'_>,
+    cancel: &CancellationToken,
+) -> Result<Opened, OpenError> {
     let mut source = Source::open(path, cancel)?;
-    let plain = unseal(&mut source, identities);
+    let plain = unseal(&mut source, identities, sink)?;
     let (sealed_bytes, sealed_sha256, reread) = source.drain()?;
     Ok(Opened { sealed_bytes, sealed_sha256, reread, plain })
 }
@@ -80,19 +108,84 @@ pub fn read_digest(path: &Path, cancel: &CancellationToken) -> Result<(u64, Sha2
     Ok((bytes, sha256))
 }
 
-fn unseal(source: &mut Source<'_>, identities: &Identities) -> Result<Plain, OpenError> {
-    let decryptor = age::Decryptor::new_buffered(&mut *source).map_err(decrypt_error)?;
+/// Opens the source, whose own errors it keeps. The outer error is the sink's.
+fn unseal(
+    source: &mut Source<'_>,
+    identities: &Identities,
+    sink: &mut Sink<'_>,
+) -> Result<Result<Plain, OpenError>, PathError> {
+    let path = source.path;
+    let mut plaintext = match decoder(source, identities) {
+        Ok(plaintext) => plaintext,
+        Err(error) => return Ok(Err(error)),
+    };
+    let (full, filled) = sync_channel(BUFFERS);
+    let (spent, empty) = sync_channel(BUFFERS);
+    for _ in 0..BUFFERS {
+        // There is room for each, so none is refused.
+        drop(spent.try_send(Block { bytes: vec![0; PLAIN_BLOCK], length: 0 }));
+    }
+    thread::scope(|scope| {
+        let plaintext_thread = thread::Builder::new().name("plaintext".to_owned());
+        let consumer = plaintext_thread.spawn_scoped(scope, move || consume(&filled, &spent, sink)).at(path)?;
+        let decoded = decode(&mut plaintext, &full, &empty);
+        // The consumer ends when nothing more can come.
+        drop(full);
+        let plain = consumer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(decoded.map(|()| plain).map_err(|error| OpenError::Decompress(error.to_string())))
+    })
+}
+
+fn decoder<'a>(source: &'a mut Source<'_>, identities: &Identities) -> Result<impl Read + 'a, OpenError> {
+    let decryptor = age::Decryptor::new_buffered(source).map_err(decrypt_error)?;
     let age = decryptor.decrypt(identities.iter()).map_err(decrypt_error)?;
-    let decompress_error = |error: io::Error| OpenError::Decompress(error.to_string());
-    let mut zstd = zstd::stream::read::Decoder::new(age).map_err(decompress_error)?;
-    let mut plain = PlainHash::default();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match zstd.read(&mut buffer).map_err(decompress_error)? {
-            0 => return Ok(plain.finish()),
-            bytes => plain.update(buffer.get(..bytes).unwrap_or_default()),
+    zstd::stream::read::Decoder::new(age).map_err(|error| OpenError::Decompress(error.to_string()))
+}
+
+/// Plaintext on its way from one thread to the other, or a place for it.
+struct Block {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Block {
+    /// Reads until the block is full or the reader at its end.
+    fn fill(&mut self, reader: &mut impl Read) -> io::Result<()> {
+        self.length = 0;
+        while let Some(room) = self.bytes.get_mut(self.length..).filter(|room| !room.is_empty()) {
+            match reader.read(room)? {
+                0 => break,
+                bytes => self.length = self.length.saturating_add(bytes),
+            }
+        }
+        Ok(())
+    }
+
+    fn filled(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// Fills the blocks that come back. Ends early, and well, where the consumer did: what it met is what counts.
+fn decode(plaintext: &mut impl Read, full: &SyncSender<Block>, empty: &Receiver<Block>) -> io::Result<()> {
+    for mut block in empty {
+        block.fill(plaintext)?;
+        if block.length == 0 || full.send(block).is_err() {
+            break;
         }
     }
+    Ok(())
+}
+
+fn consume(filled: &Receiver<Block>, spent: &SyncSender<Block>, sink: &mut Sink<'_>) -> Result<Plain, PathError> {
+    let mut plain = PlainHash::default();
+    for block in filled {
+        plain.update(block.filled());
+        sink(block.filled())?;
+        // Nobody wants it back where the decoder has ended.
+        drop(spent.send(block));
+    }
+    Ok(plain.finish())
 }
 
 fn decrypt_error(error: age::DecryptError) -> OpenError {
@@ -253,7 +346,13 @@ mod tests {
         fn what_is_sealed_opens_to_the_same(seed in any::<u64>(), length in 0_usize..3_000_000) {
             let plain: Vec<u8> = (0..length as u64).map(|i| (i.wrapping_mul(seed) >> 29).to_le_bytes()[0]).collect();
             let (dir, identities, sealed) = sealed(&plain);
-            let opened = open(&dir.path().join("x"), &identities, &CancellationToken::new()).unwrap();
+            let mut given = Vec::new();
+            let mut sink = |bytes: &[u8]| {
+                given.extend_from_slice(bytes);
+                Ok(())
+            };
+            let opened = open_into(&dir.path().join("x"), &identities, &mut sink, &CancellationToken::new()).unwrap();
+            prop_assert!(given == plain, "the sink got {} bytes, {} were sealed", given.len(), plain.len());
             prop_assert_eq!(opened.plain.unwrap(), sealed.plain);
             prop_assert_eq!((opened.sealed_bytes, opened.sealed_sha256), (sealed.bytes, sealed.sha256));
         }
@@ -270,8 +369,14 @@ mod tests {
             let mut bad = good.clone();
             bad[place] ^= 0x10;
             fs::write(&path, &bad).unwrap();
-            let opened = open(&path, &identities, &cancel).unwrap();
+            let mut given = Vec::new();
+            let mut sink = |bytes: &[u8]| {
+                given.extend_from_slice(bytes);
+                Ok(())
+            };
+            let opened = open_into(&path, &identities, &mut sink, &cancel).unwrap();
             assert!(opened.plain.is_err(), "a flip at {place} opened");
+            assert!(plain.starts_with(&given), "a flip at {place} gave other bytes");
             assert_ne!(opened.sealed_sha256, sealed.sha256);
             assert_eq!(opened.sealed_bytes, sealed.bytes);
             fs::write(&path, &good[..place]).unwrap();
@@ -284,5 +389,45 @@ mod tests {
         assert_eq!(opened.sealed_sha256, sealed.sha256);
         cancel.cancel();
         assert!(matches!(open(&path, &identities, &cancel), Err(OpenError::Interrupted)));
+    }
+
+    /// More plaintext than there are blocks for, from one whole file.
+    fn long() -> (tempfile::TempDir, std::sync::Arc<Identities>, std::path::PathBuf) {
+        let plain: Vec<u8> = (0..3_000_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        assert!(plain.len() > 3 * BUFFERS * PLAIN_BLOCK);
+        let (dir, identities, _) = sealed(&plain);
+        let path = dir.path().join("x");
+        (dir, identities, path)
+    }
+
+    #[test]
+    fn an_error_of_the_sink_ends_the_reading_and_comes_back() {
+        let (_dir, identities, path) = long();
+        for good in [0, 1, 20, 1_000_000] {
+            let mut left = good;
+            let mut sink = |_: &[u8]| {
+                let full = || io::Error::from(io::ErrorKind::StorageFull);
+                left = i32::checked_sub(left, 1).filter(|left| *left >= 0).ok_or_else(full).at(Path::new("sink"))?;
+                Ok(())
+            };
+            let opened = open_into(&path, &identities, &mut sink, &CancellationToken::new());
+            if good == 1_000_000 {
+                opened.unwrap().plain.unwrap();
+            } else {
+                let Err(OpenError::Io(error)) = opened else { panic!("{opened:?} after {good} blocks") };
+                assert!(error.is_no_space() && error.path == Path::new("sink"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancellation_half_way_is_an_interruption() {
+        let (_dir, identities, path) = long();
+        let cancel = CancellationToken::new();
+        let mut sink = |_: &[u8]| {
+            cancel.cancel();
+            Ok(())
+        };
+        assert!(matches!(open_into(&path, &identities, &mut sink, &cancel), Err(OpenError::Interrupted)));
     }
 }

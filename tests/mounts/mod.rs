@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use crate::servers::stock;
 use crate::site::Site;
 
+const IMAGE: &str = "ext4";
+
 /// A file system that is mounted on a directory. To be declared behind whatever removes that directory.
 pub struct Mount {
     at: PathBuf,
-    _image: Option<tempfile::TempDir>,
+    image: Option<tempfile::TempDir>,
 }
 
 impl Mount {
@@ -23,13 +25,18 @@ impl Mount {
     /// An ext4 on a loop device of so many MiB on `at`, which is made anew.
     pub fn ext4(at: &Path, mebibytes: usize) -> Self {
         let image = tempfile::tempdir().unwrap();
-        let file = image.path().join("ext4");
+        let file = image.path().join(IMAGE);
         fs::File::create(&file).unwrap().set_len(u64::try_from(mebibytes).unwrap() << 20).unwrap();
         assert!(stock("mkfs.ext4").arg("-q").arg(&file).status().unwrap().success());
         let mount = mount(at, Some(image), &["-o", "loop", file.to_str().unwrap()]);
         fs::set_permissions(at, fs::Permissions::from_mode(0o700)).unwrap();
         fs::remove_dir(at.join("lost+found")).unwrap();
         mount
+    }
+
+    /// The file behind the loop device: the disk's blocks, of what is synced.
+    pub fn image(&self) -> Option<PathBuf> {
+        self.image.as_ref().map(|dir| dir.path().join(IMAGE))
     }
 
     /// Bytes that can still be written.
@@ -46,7 +53,7 @@ fn mount(at: &Path, image: Option<tempfile::TempDir>, arguments: &[&str]) -> Mou
     fs::create_dir(at).unwrap();
     let output = stock("mount").args(arguments).arg(at).output().unwrap();
     assert!(output.status.success(), "these tests run as root, who may mount: {output:?}");
-    Mount { at: at.to_owned(), _image: image }
+    Mount { at: at.to_owned(), image }
 }
 
 impl Drop for Mount {
