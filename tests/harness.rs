@@ -10,11 +10,12 @@
 
 mod servers;
 
-use etcd_client::Client;
+use etcd_client::{Client, GetOptions};
 use servers::etcd::{Cluster, Options};
+use servers::kubernetes::{Compaction, Kubernetes};
 use servers::preload::{self, Steps};
 use servers::proxy::{Fault, Proxy, Rule, SNAPSHOT, STATUS};
-use servers::{fill, stock, wait};
+use servers::{Series, ask, fill, stock, wait};
 use sha2::{Digest, Sha256};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -54,6 +55,94 @@ fn three_members_start_and_answer_etcdctl() {
     }
     let live = keys.lines().filter(|line| !line.is_empty()).count();
     assert!(live > 300, "{live} keys");
+}
+
+/// Three members of a series with data, restored by its own tool at other addresses and booted there.
+fn serves_and_restores(series: Series) {
+    let options = || Options { series, ..Options::default() };
+    let cluster = Cluster::start(3, options());
+    let filled = fill::homelab(&cluster.client(0));
+    let clients = [0, 1, 2].map(|i| cluster.client(i));
+    for client in &clients {
+        let version = ask::version(client);
+        assert!(version.starts_with(&format!("{}.", series.name())), "{version}");
+    }
+    let hashes = clients.each_ref().map(|client| ask::hash_kv(client, filled.revision));
+    assert!(hashes[0].hash != 0 && hashes[0].compact_revision == filled.compacted, "{hashes:?}");
+    assert!(hashes.iter().all(|hash| hash.hash == hashes[0].hash), "{hashes:?}");
+    let leases = ask::leases(&clients[1]);
+    assert!(leases.len() == 2 && leases.iter().all(|&(_, left)| left > 800), "{leases:?}");
+    assert_eq!(ask::alarms(&clients[2]), []);
+    let health = cluster.etcdctl().args(["endpoint", "health"]).output().unwrap();
+    assert!(health.status.success(), "{health:?}");
+
+    let bytes = ask::snapshot(&clients[0]);
+    assert!(whole(&bytes));
+    let file = cluster.dir().join("snapshot.db");
+    std::fs::write(&file, bytes).unwrap();
+    let restored = Cluster::restored(3, options(), |cluster, i| {
+        let output = cluster.stock_restore(i, &file, "restored").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
+    for i in 0..3 {
+        let hash = ask::hash_kv(&restored.client(i), filled.revision);
+        assert_eq!((hash.hash, ask::version(&restored.client(i))), (hashes[0].hash, ask::version(&clients[0])));
+    }
+    assert_eq!(ask::leases(&restored.client(2)).len(), 2);
+}
+
+#[test]
+fn etcd_3_4_serves_and_is_restored() {
+    serves_and_restores(Series::V3_4);
+}
+
+#[test]
+fn etcd_3_5_serves_and_is_restored() {
+    serves_and_restores(Series::V3_5);
+}
+
+#[test]
+fn etcd_3_6_serves_and_is_restored() {
+    serves_and_restores(Series::V3_6);
+}
+
+#[test]
+fn a_kubernetes_fill_is_the_same_on_every_run() {
+    let kubernetes = Kubernetes { compaction: Compaction::Begun, ..Kubernetes::of(1_200) };
+    let filled = [kubernetes, kubernetes, Kubernetes { seed: 2, ..kubernetes }].map(|profile| {
+        let cluster = Cluster::start(1, Options::default());
+        let filled = fill::kubernetes(&cluster.client(0), profile);
+        assert!(0 < filled.compacted && filled.compacted < filled.revision, "{filled:?}");
+        let mut client = cluster.client(0);
+        let all = GetOptions::new().with_prefix();
+        let kvs = wait(async move { client.get("/registry/", Some(all)).await }).unwrap().take_kvs();
+        assert_eq!(kvs.len(), profile.live());
+        let sizes = kvs.iter().map(|kv| kv.value().len());
+        assert!(sizes.clone().filter(|&size| size > 1_000_000).count() == 1 && sizes.clone().max() < Some(1_500_000));
+        assert!(sizes.clone().filter(|&size| (400..3_200).contains(&size)).count() == kvs.len() - 1);
+        assert!(kvs.iter().any(|kv| kv.lease() != 0) && kvs.iter().any(|kv| kv.version() == 4));
+        let values: Vec<u8> = kvs.iter().flat_map(|kv| kv.value()).copied().collect();
+        let share = zstd::bulk::compress(&values, 3).unwrap().len() * 100 / values.len();
+        assert!((25..=35).contains(&share), "compressed to {share} %");
+        (filled.revision, ask::hash_kv(&cluster.client(0), filled.revision))
+    });
+    assert_eq!(filled[0], filled[1]);
+    assert!(filled[0].1.hash != filled[2].1.hash);
+}
+
+#[test]
+fn a_member_is_started_from_another_directory_by_another_etcd() {
+    let cluster = Cluster::start(1, Options { series: Series::V3_5, ..Options::default() });
+    let filled = fill::homelab(&cluster.client(0));
+    let before = ask::hash_kv(&cluster.client(0), filled.revision);
+    cluster.stop_member(0);
+    let moved = cluster.dir().join("moved.etcd");
+    assert!(stock("mv").arg(cluster.data_dir(0)).arg(&moved).status().unwrap().success());
+    cluster.launch_from(0, &moved, Series::V3_6);
+    cluster.until_all_serve();
+    assert_eq!((cluster.data_dir(0), cluster.series(0)), (moved, Series::V3_6));
+    assert!(ask::version(&cluster.client(0)).starts_with("3.6."));
+    assert_eq!(ask::hash_kv(&cluster.client(0), filled.revision).hash, before.hash);
 }
 
 #[test]

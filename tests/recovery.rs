@@ -85,11 +85,7 @@ fn followed_to_the_letter_it_brings_the_cluster_back() {
             .replace("/var/lib/etcd/", &format!("{}/", data_dir.display()));
         sh(&block, &work);
     }
-    for i in 0..3 {
-        cluster.launch(i);
-    }
-    // A leader is not enough: it needs two members, and what follows asks each.
-    cluster.until_all_serve();
+    cluster.boot();
     assert_eq!(keys(&cluster), before);
 
     // It is another cluster now, and the store says so until a person accepts it.

@@ -2,7 +2,7 @@
 
 use super::pki::{Pair, Pki};
 use super::ports::Port;
-use super::{binaries, process, stock, wait};
+use super::{Series, binaries_of, offline, process, stock, wait};
 use etcd_client::{Client, ConnectOptions};
 use rustix::process::Signal;
 use std::fs::{File, OpenOptions};
@@ -27,6 +27,8 @@ pub struct Options {
     pub extra_args: Vec<String>,
     /// Real fsync. Off by default: on a shared disk it is most of the time of a test, and no test kills the machine.
     pub fsync: bool,
+    /// Which etcd. 3.4 cannot leave out its fsyncs.
+    pub series: Series,
     /// Where everything lies; a temporary directory that is removed at the end if not given.
     pub dir: Option<PathBuf>,
 }
@@ -37,6 +39,14 @@ struct Member {
     peer: Port,
     advertise: String,
     child: Mutex<Option<Child>>,
+    home: Mutex<Home>,
+}
+
+/// What a member is started with.
+#[derive(Clone, Debug)]
+struct Home {
+    series: Series,
+    data_dir: PathBuf,
 }
 
 /// A running cluster. Dropping it kills every member.
@@ -52,6 +62,14 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `n` members and returns when every one serves and all know the same leader.
     pub fn start(n: usize, options: Options) -> Self {
+        let cluster = Self::planned(n, options);
+        cluster.boot();
+        cluster
+    }
+
+    /// A cluster whose names, addresses and certificates are settled, and nothing runs: for data directories that are made before the first
+    /// start. [`Self::boot`] starts it.
+    pub fn planned(n: usize, options: Options) -> Self {
         assert!((1..=NAMES.len()).contains(&n), "{n} members: 1 to {} are possible", NAMES.len());
         let temporary =
             options.dir.is_none().then(|| TempDir::with_prefix("etcd-dr-lab-").expect("a temporary directory"));
@@ -68,18 +86,34 @@ impl Cluster {
             .map(|i| {
                 let client = Port::take();
                 let advertise = options.advertise.get(i).cloned().flatten().unwrap_or_else(|| client.url());
-                Member { name: NAMES[i], client, peer: Port::take(), advertise, child: Mutex::new(None) }
+                let home = Home { series: options.series, data_dir: dir.join(format!("{}.etcd", NAMES[i])) };
+                let (child, home) = (Mutex::new(None), Mutex::new(home));
+                Member { name: NAMES[i], client, peer: Port::take(), advertise, child, home }
             })
             .collect();
-        let cluster = Self { members, pki, client_pair, options, dir, _temporary: temporary };
+        Self { members, pki, client_pair, options, dir, _temporary: temporary }
+    }
+
+    /// A cluster of restored members: `restore` is called for each before anything runs and makes its data directory, which is
+    /// [`Self::data_dir`]. Names, peer URLs and initial cluster are as the cluster says that it gets.
+    pub fn restored(n: usize, options: Options, restore: impl Fn(&Self, usize)) -> Self {
+        let cluster = Self::planned(n, options);
         for i in 0..n {
-            cluster.launch(i);
+            restore(&cluster, i);
         }
-        cluster.until_all_serve();
+        cluster.boot();
         cluster
     }
 
-    /// How many members were started at first.
+    /// Starts every member that does not run and returns when all serve.
+    pub fn boot(&self) {
+        for i in (0..self.len()).filter(|&i| self.pid(i).is_none()) {
+            self.launch(i);
+        }
+        self.until_all_serve();
+    }
+
+    /// How many members it was planned with.
     pub fn len(&self) -> usize {
         self.members.len()
     }
@@ -119,9 +153,33 @@ impl Cluster {
         &self.members[i].advertise
     }
 
+    /// The peer URL of member `i`, at which it listens and which it advertises.
+    pub fn peer_url(&self, i: usize) -> String {
+        self.members[i].peer.url()
+    }
+
+    /// Names and peer URLs of all members, as `--initial-cluster` takes them.
+    pub fn initial_cluster(&self) -> String {
+        self.members.iter().map(|m| format!("{}={}", m.name, m.peer.url())).collect::<Vec<_>>().join(",")
+    }
+
     /// The data directory of member `i`.
     pub fn data_dir(&self, i: usize) -> PathBuf {
-        self.dir.join(format!("{}.etcd", self.name(i)))
+        self.home(i).data_dir.clone()
+    }
+
+    /// Which etcd member `i` runs, or will.
+    pub fn series(&self, i: usize) -> Series {
+        self.home(i).series
+    }
+
+    /// The command of the stock tool that restores member `i` from a snapshot into [`Self::data_dir`], which must not exist.
+    pub fn stock_restore(&self, i: usize, snapshot: &Path, token: &str) -> Command {
+        let mut command = offline(self.series(i));
+        command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(self.data_dir(i));
+        command.args(["--name", self.name(i), "--initial-advertise-peer-urls", &self.peer_url(i)]);
+        command.args(["--initial-cluster", &self.initial_cluster(), "--initial-cluster-token", token]);
+        command
     }
 
     /// The log of member `i`, over all its starts.
@@ -146,6 +204,13 @@ impl Cluster {
         let mut child = self.child(i).take().unwrap_or_else(|| panic!("{} does not run", self.name(i)));
         child.kill().expect("the member is ours to kill");
         child.wait().expect("the member is ours to wait for");
+    }
+
+    /// Kills every member that runs.
+    pub fn kill_all(&self) {
+        for i in (0..self.len()).filter(|&i| self.pid(i).is_some()) {
+            self.kill_member(i);
+        }
     }
 
     /// Starts member `i` again on its data and returns when it answers with a leader. Without a quorum there is none: then use
@@ -199,8 +264,9 @@ impl Cluster {
 
     /// `etcdctl` with the certificates and endpoints of this cluster and a clean environment.
     pub fn etcdctl(&self) -> Command {
-        let mut command = stock(binaries().join("etcdctl"));
+        let mut command = stock(binaries_of(self.options.series).join("etcdctl"));
         command
+            .env("ETCDCTL_API", "3")
             .arg("--cacert")
             .arg(self.pki.ca())
             .arg("--cert")
@@ -221,19 +287,26 @@ impl Cluster {
         *child = Some(process::spawn(self.command(i, log)));
     }
 
+    /// Starts the process of member `i` from a data directory, by another etcd if need be, and does not wait until it serves. From then on
+    /// these are the member's own. What the directory says of members and cluster counts, not what the flags say.
+    pub fn launch_from(&self, i: usize, data_dir: &Path, series: Series) {
+        *self.home(i) = Home { series, data_dir: data_dir.to_path_buf() };
+        self.launch(i);
+    }
+
     fn command(&self, i: usize, log: File) -> Command {
         let member = &self.members[i];
+        let Home { series, data_dir } = self.home(i).clone();
         let pki = self.pki.dir();
         let listen = member.client.url();
         let peer = member.peer.url();
-        let initial: Vec<String> = self.members.iter().map(|m| format!("{}={}", m.name, m.peer.url())).collect();
-        let mut command = process::leashed(binaries().join("etcd"));
+        let mut command = process::leashed(binaries_of(series).join("etcd"));
         // Variables that begin with ETCD_ would be flags.
         command.env_clear().env("PATH", "/usr/bin:/bin");
-        command.args(["--name", member.name]).arg("--data-dir").arg(self.data_dir(i));
+        command.args(["--name", member.name]).arg("--data-dir").arg(data_dir);
         command.args(["--listen-client-urls", &listen, "--advertise-client-urls", &member.advertise]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &initial.join(","), "--initial-cluster-token", "etcd-dr-lab"]);
+        command.args(["--initial-cluster", &self.initial_cluster(), "--initial-cluster-token", "etcd-dr-lab"]);
         command.args(["--initial-cluster-state", "new", "--quota-backend-bytes", "8589934592"]);
         for (flag, file) in [
             ("--trusted-ca-file", "ca.crt"),
@@ -246,7 +319,7 @@ impl Cluster {
             command.arg(flag).arg(pki.join(file));
         }
         command.args(["--client-cert-auth", "--peer-client-cert-auth"]);
-        if !self.options.fsync {
+        if !self.options.fsync && series != Series::V3_4 {
             command.arg("--unsafe-no-fsync");
         }
         command.args(&self.options.extra_args);
@@ -257,6 +330,10 @@ impl Cluster {
 
     fn child(&self, i: usize) -> std::sync::MutexGuard<'_, Option<Child>> {
         self.members[i].child.lock().expect("no panic while the lock is held")
+    }
+
+    fn home(&self, i: usize) -> std::sync::MutexGuard<'_, Home> {
+        self.members[i].home.lock().expect("no panic while the lock is held")
     }
 
     fn status(&self, i: usize) -> Option<Status> {

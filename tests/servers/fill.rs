@@ -4,7 +4,8 @@
 //! metadata holds name, namespace and uid in their real field numbers. Custom resources, CRDs and API services are JSON. What an
 //! object says beyond that is made up.
 
-use super::wait;
+use super::kubernetes::Kubernetes;
+use super::{Series, wait};
 use etcd_client::{Client, CompactionOptions, PutOptions, Txn, TxnOp};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,6 +41,22 @@ pub fn bulk(client: &Client, megabytes: usize) -> Filled {
 /// About so many MB of random bytes, which no compressor makes smaller.
 pub fn incompressible(client: &Client, megabytes: usize) -> Filled {
     many(client, "/registry/secrets/noise", megabytes, Arc::new(|n| Noise::new(n).bytes(OBJECT)))
+}
+
+/// Objects as a Kubernetes cluster of some size keeps them; see there.
+pub fn kubernetes(client: &Client, profile: Kubernetes) -> Filled {
+    wait(super::kubernetes::write(client.clone(), profile))
+}
+
+/// What members should be started with before a big fill: else each keeps the last transactions in memory, thousands of them and of half a
+/// megabyte each.
+pub fn big_fill_args(series: Series) -> Vec<String> {
+    let catch_up = match series {
+        Series::V3_4 => None,
+        Series::V3_5 => Some("--experimental-snapshot-catchup-entries=50"),
+        Series::V3_6 => Some("--snapshot-catchup-entries=50"),
+    };
+    catch_up.into_iter().chain(["--snapshot-count=200"]).map(str::to_owned).collect()
 }
 
 /// One object of the big fills.
@@ -81,6 +98,11 @@ fn many(client: &Client, prefix: &'static str, megabytes: usize, make: Make) -> 
 /// An object of a big fill: mostly words that every object has, and a fair part that only this one has (uids, digests,
 /// certificates in base64), as in the objects of a real cluster.
 fn manifest(n: u64) -> Vec<u8> {
+    stored("v1", "Pod", "bulk", &format!("object-{n:08}"), &prose(&mut Noise::new(n), OBJECT - 400))
+}
+
+/// At least so many bytes of an object's text, the last line whole.
+pub(super) fn prose(noise: &mut Noise, bytes: usize) -> Vec<u8> {
     const LINES: [&str; 8] = [
         "f:metadata f:labels f:app.kubernetes.io/name f:app.kubernetes.io/instance f:pod-template-hash",
         "containers name image imagePullPolicy IfNotPresent ports containerPort protocol TCP resources limits cpu memory",
@@ -91,9 +113,8 @@ fn manifest(n: u64) -> Vec<u8> {
         "env name MONGODB_URI valueFrom secretKeyRef name mongodb key connection-string optional false",
         "ownerReferences apiVersion apps/v1 kind ReplicaSet controller true blockOwnerDeletion true",
     ];
-    let mut noise = Noise::new(n);
-    let mut text = String::with_capacity(OBJECT);
-    while text.len() < OBJECT - 400 {
+    let mut text = String::with_capacity(bytes + 300);
+    while text.len() < bytes {
         let line = noise.below(LINES.len());
         text.push_str(LINES[line]);
         text.push_str(" sha256:");
@@ -102,11 +123,11 @@ fn manifest(n: u64) -> Vec<u8> {
         text.push_str(&noise.hex(20));
         text.push('\n');
     }
-    stored("v1", "Pod", "bulk", &format!("object-{n:08}"), text.as_bytes())
+    text.into_bytes()
 }
 
 /// A stored built-in object.
-fn stored(api_version: &str, kind: &str, namespace: &str, name: &str, spec: &[u8]) -> Vec<u8> {
+pub(super) fn stored(api_version: &str, kind: &str, namespace: &str, name: &str, spec: &[u8]) -> Vec<u8> {
     let mut noise =
         Noise::new(name.bytes().fold(kind.len() as u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b))));
     let mut meta = field(1, name.as_bytes());
@@ -140,7 +161,7 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A stored custom resource, CRD or API service.
-fn json(api_version: &str, kind: &str, namespace: &str, name: &str) -> Vec<u8> {
+pub(super) fn json(api_version: &str, kind: &str, namespace: &str, name: &str) -> Vec<u8> {
     let uid = Noise::new(name.len() as u64 + 77).uid();
     let metadata = if namespace.is_empty() {
         serde_json::json!({ "name": name, "uid": uid, "generation": 1 })
@@ -313,10 +334,10 @@ async fn write_homelab(mut client: Client) -> Filled {
 }
 
 /// Numbers that look random and are the same on every run (splitmix64).
-struct Noise(u64);
+pub(super) struct Noise(u64);
 
 impl Noise {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
     }
 
@@ -328,7 +349,7 @@ impl Noise {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(super) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % n as u64).expect("below a usize")
     }
 
@@ -341,7 +362,7 @@ impl Noise {
         out
     }
 
-    fn hex(&mut self, bytes: usize) -> String {
+    pub(super) fn hex(&mut self, bytes: usize) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let digit = |n: u8| char::from(DIGITS[usize::from(n & 0xf)]);
         self.bytes(bytes).into_iter().flat_map(|b| [digit(b >> 4), digit(b)]).collect()

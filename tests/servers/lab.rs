@@ -17,7 +17,8 @@ mod servers;
 
 use clap::Parser;
 use servers::etcd::{Cluster, Options};
-use servers::fill;
+use servers::kubernetes::Kubernetes;
+use servers::{Series, fill};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::os::unix::fs::FileTypeExt;
@@ -33,9 +34,12 @@ struct Arguments {
     /// How many members.
     #[arg(long, default_value_t = 3)]
     members: usize,
-    /// `homelab`, `none`, `bulk:MB` or `noise:MB` (random bytes).
+    /// `homelab`, `none`, `bulk:MB`, `noise:MB` (random bytes) or `kubernetes:KEYS`.
     #[arg(long, default_value = "homelab")]
     fill: Fill,
+    /// Which etcd: 3.4, 3.5 or 3.6.
+    #[arg(long, default_value = "3.6", value_parser = series)]
+    series: Series,
     /// Let etcd fsync, as in life; for measurements.
     #[arg(long)]
     fsync: bool,
@@ -47,21 +51,27 @@ enum Fill {
     Homelab,
     Bulk(usize),
     Noise(usize),
+    Kubernetes(usize),
 }
 
 impl std::str::FromStr for Fill {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let megabytes = |n: &str| n.parse().map_err(|e| format!("megabytes {n:?}: {e}"));
+        let number = |n: &str| n.parse().map_err(|e| format!("number {n:?}: {e}"));
         match text.split_once(':') {
             None if text == "none" => Ok(Self::None),
             None if text == "homelab" => Ok(Self::Homelab),
-            Some(("bulk", n)) => megabytes(n).map(Self::Bulk),
-            Some(("noise", n)) => megabytes(n).map(Self::Noise),
-            _ => Err("homelab, none, bulk:MB or noise:MB".into()),
+            Some(("bulk", n)) => number(n).map(Self::Bulk),
+            Some(("noise", n)) => number(n).map(Self::Noise),
+            Some(("kubernetes", n)) => number(n).map(Self::Kubernetes),
+            _ => Err("homelab, none, bulk:MB, noise:MB or kubernetes:KEYS".into()),
         }
     }
+}
+
+fn series(text: &str) -> Result<Series, String> {
+    Series::ALL.into_iter().find(|series| series.name() == text).ok_or_else(|| "3.4, 3.5 or 3.6".into())
 }
 
 fn main() {
@@ -91,12 +101,12 @@ fn main() {
     let empty = std::fs::read_dir(&arguments.dir).expect("the directory").next().is_none();
     assert!(empty, "{} is not empty", arguments.dir.display());
     let dir = arguments.dir.canonicalize().expect("the directory");
-    // Without this each member keeps the last 10,000 transactions in memory: of half a megabyte each in a big fill.
+    let series = arguments.series;
     let extra_args = match arguments.fill {
-        Fill::Bulk(_) | Fill::Noise(_) => vec!["--snapshot-count=200".into(), "--snapshot-catchup-entries=50".into()],
-        _ => Vec::new(),
+        Fill::Bulk(_) | Fill::Noise(_) | Fill::Kubernetes(_) => fill::big_fill_args(series),
+        Fill::None | Fill::Homelab => Vec::new(),
     };
-    let options = Options { extra_args, fsync: arguments.fsync, dir: Some(dir.clone()), ..Options::default() };
+    let options = Options { extra_args, fsync: arguments.fsync, series, dir: Some(dir.clone()), ..Options::default() };
     let cluster = Cluster::start(arguments.members, options);
     let client = cluster.client(0);
     let revision = match arguments.fill {
@@ -104,6 +114,7 @@ fn main() {
         Fill::Homelab => Some(fill::homelab(&client)),
         Fill::Bulk(megabytes) => Some(fill::bulk(&client, megabytes)),
         Fill::Noise(megabytes) => Some(fill::incompressible(&client, megabytes)),
+        Fill::Kubernetes(keys) => Some(fill::kubernetes(&client, Kubernetes::of(keys))),
     }
     .map_or(1, |filled| filled.revision);
 
