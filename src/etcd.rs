@@ -8,6 +8,7 @@ pub mod bbolt;
 pub mod data_dir;
 pub mod membership;
 pub mod mvcc;
+pub mod raft;
 pub mod snap;
 pub mod survey;
 pub mod wal;

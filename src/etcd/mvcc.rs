@@ -13,7 +13,7 @@ mod lease;
 mod meta;
 #[cfg(test)]
 pub(in crate::etcd) mod model;
-mod proto;
+pub(super) mod proto;
 mod record;
 mod revision;
 mod shift;

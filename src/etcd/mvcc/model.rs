@@ -178,11 +178,11 @@ mod properties {
                     let at = At { revision, compact_revision };
                     let found = history.hash_kv(at);
                     if compact_revision > revision {
-                        prop_assert!(matches!(found, Err(Incomparable::Reversed { .. })));
+                        prop_assert!(matches!(found, Err(Incomparable::Reversed { .. })), "{:?}", found);
                     } else if compact_revision < own.compact_revision {
-                        prop_assert!(matches!(found, Err(Incomparable::Compacted { .. })));
+                        prop_assert!(matches!(found, Err(Incomparable::Compacted { .. })), "{:?}", found);
                     } else if revision > own.revision {
-                        prop_assert!(matches!(found, Err(Incomparable::Future { .. })));
+                        prop_assert!(matches!(found, Err(Incomparable::Future { .. })), "{:?}", found);
                     } else {
                         prop_assert_eq!(found, Ok(file.naive_compacted(at)), "{:?}", at);
                         if file.any_live(revision) {

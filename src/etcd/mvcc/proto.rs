@@ -44,7 +44,7 @@ impl std::error::Error for Malformed {}
 
 /// What a field holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value<'a> {
+pub(in crate::etcd) enum Value<'a> {
     /// Wire type 0.
     Varint(u64),
     /// Wire type 2: bytes, a string or a message.
@@ -55,7 +55,7 @@ pub(super) enum Value<'a> {
 
 /// One field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Field<'a> {
+pub(in crate::etcd) struct Field<'a> {
     pub number: u32,
     pub value: Value<'a>,
     at: usize,
@@ -89,7 +89,7 @@ impl<'a> Field<'a> {
 }
 
 /// The fields of a message in the order in which they lie there; after an error, that error again.
-pub(super) struct Fields<'a> {
+pub(in crate::etcd) struct Fields<'a> {
     rest: &'a [u8],
     length: usize,
     failed: Option<Malformed>,
@@ -216,7 +216,7 @@ fn put_varint(to: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Writes an integer field; as in proto3, zero is not written.
-pub(super) fn put_int64(to: &mut Vec<u8>, number: u8, value: i64) {
+pub(in crate::etcd) fn put_int64(to: &mut Vec<u8>, number: u8, value: i64) {
     if value != 0 {
         put_varint(to, u64::from(number) << 3);
         put_varint(to, value.cast_unsigned());
@@ -224,7 +224,7 @@ pub(super) fn put_int64(to: &mut Vec<u8>, number: u8, value: i64) {
 }
 
 /// Writes a field of bytes; as in proto3, none is not written.
-pub(super) fn put_bytes(to: &mut Vec<u8>, number: u8, value: &[u8]) {
+pub(in crate::etcd) fn put_bytes(to: &mut Vec<u8>, number: u8, value: &[u8]) {
     if !value.is_empty() {
         put_varint(to, u64::from(number) << 3 | 2);
         put_varint(to, u64::try_from(value.len()).unwrap_or(u64::MAX));

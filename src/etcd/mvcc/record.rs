@@ -118,7 +118,8 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             if let Ok(record) = KeyValue::parse(&bytes) {
-                prop_assert_eq!(KeyValue::parse(&record.to_bytes()), Ok(record));
+                let bytes = record.to_bytes();
+                prop_assert_eq!(KeyValue::parse(&bytes), Ok(record));
             }
         }
     }
