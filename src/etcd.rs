@@ -13,7 +13,9 @@ pub mod snap;
 pub mod survey;
 pub mod wal;
 
-use std::{fs::File, io};
+use std::{fmt, fs::File, io, str::FromStr};
+
+use serde::{Deserialize, Serialize};
 
 /// Bytes that can be read anywhere: a file, or an encrypted copy of one.
 pub trait ReadAt: Send + Sync {
@@ -47,5 +49,51 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
 
     fn size(&self) -> io::Result<u64> {
         (**self).size()
+    }
+}
+
+/// A minor release of etcd whose files can be read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Series {
+    /// 3.4
+    #[serde(rename = "3.4")]
+    V3_4,
+    /// 3.5
+    #[serde(rename = "3.5")]
+    V3_5,
+    /// 3.6
+    #[serde(rename = "3.6")]
+    V3_6,
+}
+
+impl Series {
+    /// Major and minor.
+    #[must_use]
+    pub fn numbers(self) -> (u32, u32) {
+        match self {
+            Self::V3_4 => (3, 4),
+            Self::V3_5 => (3, 5),
+            Self::V3_6 => (3, 6),
+        }
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V3_4 => "3.4",
+            Self::V3_5 => "3.5",
+            Self::V3_6 => "3.6",
+        })
+    }
+}
+
+impl FromStr for Series {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::V3_4, Self::V3_5, Self::V3_6];
+        let found = known.into_iter().find(|series| series.to_string() == text);
+        found.ok_or_else(|| format!("`{}` is none of 3.4, 3.5, 3.6", text.escape_debug()))
     }
 }

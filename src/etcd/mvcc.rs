@@ -22,6 +22,7 @@ pub use auth::{Auth, Role, User};
 pub use hash::{At, History, Incomparable};
 pub use keyspace::{Keyspace, Live};
 pub use lease::Lease;
+pub(in crate::etcd) use meta::minor;
 pub use meta::{Alarm, AlarmKind, Cluster, Compaction, ConfState, Downgrade, Meta};
 pub use proto::{Malformed, What};
 pub use record::KeyValue;

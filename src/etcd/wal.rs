@@ -291,7 +291,7 @@ impl Segment<'_> {
 
     /// What could not be read is the end where the machine stopped in the middle of it: the last segment, and a sector that is still zero.
     fn broken(&self, offset: u64, frame: &[u8], problem: &str) -> Result<Option<Record>, Error> {
-        let begin = usize::try_from(offset.saturating_add(8) % SECTOR as u64).unwrap_or(0);
+        let begin = usize::try_from(offset.saturating_add(8)).ok().and_then(|at| at.checked_rem(SECTOR)).unwrap_or(0);
         let (head, rest) = frame.split_at_checked(SECTOR.saturating_sub(begin)).unwrap_or((frame, &[]));
         let zero = |sector: &[u8]| !sector.is_empty() && sector.iter().all(|byte| *byte == 0);
         let torn = zero(head) || rest.chunks(SECTOR).any(zero);

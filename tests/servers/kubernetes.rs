@@ -136,7 +136,7 @@ fn big(i: usize) -> bool {
 
 /// A fifth of the objects is updated, some once, some up to three times; a big one is not.
 fn updated(i: usize, version: usize) -> bool {
-    i % 5 == 0 && version <= 1 + i / 5 % 3
+    i.is_multiple_of(5) && version <= 1 + i / 5 % 3
 }
 
 fn deleted(i: usize) -> bool {
