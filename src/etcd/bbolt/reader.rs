@@ -199,6 +199,9 @@ fn meta_at<S: ReadAt>(source: &S, length: u64, offset: u64) -> Result<Found, Dam
     let mut page = [0; HEADER + META];
     let there = usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX).min(page.len());
     let bytes = page.get_mut(..there).unwrap_or_default();
+    if bytes.len() <= HEADER {
+        return Ok(Err(MetaFault::Missing));
+    }
     read(source, bytes, offset)?;
     Ok(bytes.get(HEADER..).map_or(Err(MetaFault::Missing), Meta::parse))
 }

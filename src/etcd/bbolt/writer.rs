@@ -545,12 +545,13 @@ impl<W: WriteAt> Output<W> {
     /// The rest of the chunk, which is written first if it is full.
     fn room(&mut self) -> Result<&mut [u8], WriteError> {
         if self.chunk.length == CHUNK {
+            let end = self.position();
             if self.head.is_none() {
                 self.head = Some(std::mem::replace(&mut self.chunk, Chunk::new()));
             } else {
                 write(&mut self.sink, self.chunk.bytes(), self.written)?;
             }
-            self.written = self.position();
+            self.written = end;
             self.chunk.length = 0;
         }
         Ok(self.chunk.rest())
