@@ -8,6 +8,12 @@
     reason = "a failed test is a panic"
 )]
 
+#[path = "bbolt/damage.rs"]
+mod damage;
+#[path = "bbolt/official.rs"]
+mod official;
+mod servers;
+
 use std::collections::BTreeMap;
 use std::io;
 
