@@ -229,8 +229,8 @@ fn the_writer_takes_rows_in_order_only() {
     assert_eq!(words(writer.put(b"b", b"").unwrap_err()), "bucket key: b comes after b");
     assert_eq!(words(writer.put(b"a", b"").unwrap_err()), "bucket key: a comes after b");
     assert_eq!(words(writer.put(b"", b"").unwrap_err()), "bucket key: key \"\" has 0 bytes; 1 to 32768 are possible");
-    assert!(matches!(writer.put(&[9; 32_769], b""), Err(WriteError::Key { bytes: 32_769, .. })));
-    writer.put(&[b'z'; 32_768], b"").unwrap();
+    assert!(matches!(writer.put(&vec![9; 32_769], b""), Err(WriteError::Key { bytes: 32_769, .. })));
+    writer.put(&vec![b'z'; 32_768], b"").unwrap();
     assert_eq!(words(writer.begin_bucket(b"auth").unwrap_err()), "bucket auth: auth comes after key");
     for page_size in [0, 512, 4095, 1 << 17] {
         assert!(matches!(Writer::new(Memory::default(), page_size), Err(WriteError::PageSize { .. })));

@@ -310,11 +310,11 @@ fn damaged_freelists() {
         }
     };
     says(|f| list(f, &[5]), "page 5 (offset 20480): it is in use, and the freelist calls it free");
-    let lost = "page 15 (offset 61440): nothing reaches it, and the freelist does not call it free";
+    let unlisted = "page 15 (offset 61440): nothing reaches it, and the freelist does not call it free";
     let add = |f: &mut Memory| {
         f.add_page(2, 0, b"");
     };
-    says(add, lost);
+    says(add, unlisted);
     let free = |f: &mut Memory, ids: &[u64]| {
         f.add_page(2, 0, b"");
         f.add_page(2, 0, b"");
