@@ -17,7 +17,7 @@ use crate::{
 pub struct Hold {
     /// A backup's id, or `latest`
     id: String,
-    /// Why it is kept; `show` and `list` say it
+    /// Why it is kept; `show` says it
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
