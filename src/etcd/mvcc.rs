@@ -10,18 +10,20 @@ mod auth;
 mod hash;
 mod keyspace;
 mod lease;
+mod member;
 mod meta;
 #[cfg(test)]
 pub(in crate::etcd) mod model;
 pub(super) mod proto;
 mod record;
 mod revision;
-mod shift;
+pub(in crate::etcd) mod shift;
 
 pub use auth::{Auth, Role, User};
 pub use hash::{At, History, Incomparable};
 pub use keyspace::{Keyspace, Live};
 pub use lease::Lease;
+pub use member::{MemberRow, member_id};
 pub(in crate::etcd) use meta::minor;
 pub use meta::{Alarm, AlarmKind, Cluster, Compaction, ConfState, Downgrade, Meta};
 pub use proto::{Malformed, What};
@@ -156,7 +158,7 @@ impl Damage {
 /// Foreign bytes for people: quoted, escaped, and cut after 120 bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Shown {
-    start: Vec<u8>,
+    start: Box<[u8]>,
     length: usize,
 }
 

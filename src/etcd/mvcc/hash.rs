@@ -137,6 +137,16 @@ impl History {
         if revision > self.revision {
             return Err(Incomparable::Future { own: self.revision, asked: revision });
         }
+        Ok(self.hash(at))
+    }
+
+    /// The same at [`Self::own`].
+    #[must_use]
+    pub fn own_hash_kv(&self) -> u32 {
+        self.hash(self.own())
+    }
+
+    fn hash(&self, At { revision, compact_revision }: At) -> u32 {
         // Without a live key the rows up to C are not filtered by R: those remain that the compaction left, which live at C.
         let live_at = if self.any_live(revision) { revision } else { compact_revision };
         let mut hash = crc32c::crc32c(b"key");
@@ -145,7 +155,7 @@ impl History {
                 hash = shift::append(hash, row.crc, row.length & !TOMBSTONE);
             }
         }
-        Ok(hash)
+        hash
     }
 
     fn up_to(&self, revision: i64) -> impl Iterator<Item = (i64, &Row)> {

@@ -119,7 +119,7 @@ fn version(what: &'static str, value: &[u8]) -> Result<String, Damage> {
 }
 
 /// Major and minor of a version of three numbers; what follows a `-` or `+` does not count.
-pub(crate) fn minor(version: &str) -> Option<(u32, u32)> {
+pub(in crate::etcd) fn minor(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.splitn(3, '.');
     let major = parts.next()?.parse().ok()?;
     let minor = parts.next()?.parse().ok()?;

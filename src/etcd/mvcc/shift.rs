@@ -39,7 +39,7 @@ fn multiply(mut a: u32, mut b: u32) -> u32 {
 }
 
 /// CRC-32C of what `before` is the CRC of, followed by `length` bytes whose CRC is `crc`.
-pub(super) fn append(before: u32, crc: u32, length: u32) -> u32 {
+pub(in crate::etcd) fn append(before: u32, crc: u32, length: u32) -> u32 {
     let mut shifted = before;
     for (place, byte) in POWERS.iter().zip(length.to_le_bytes()) {
         if byte != 0 {
