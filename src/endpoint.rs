@@ -299,7 +299,8 @@ pub struct HashKv {
     pub compact_revision: i64,
 }
 
-/// One endpoint's client.
+/// One endpoint's client; a clone shares its connection.
+#[derive(Clone)]
 pub struct MemberClient {
     client: Client,
     address: Address,

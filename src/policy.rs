@@ -204,6 +204,8 @@ pub struct Backup {
     pub prove: ProofLevel,
     /// Whose snapshots a backup keeps.
     pub keep_members: KeepMembers,
+    /// Where the encrypted copies lie that a proof reads at random; beside the backup where nothing is said.
+    pub scratch_dir: Option<PathBuf>,
 }
 
 /// Whose snapshots a backup keeps once all members agree.
@@ -498,6 +500,7 @@ fn backup_and_retention(settings: &Settings) -> Result<(Backup, Retention), Erro
         max_lag: settings.integer("backup", "max_lag", 0, i64::MAX.unsigned_abs())?,
         prove: settings.parse("backup", "prove", level)?,
         keep_members: settings.parse("backup", "keep_members", KeepMembers::from_str)?,
+        scratch_dir: settings.path("backup", "scratch_dir"),
     };
     let retention = Retention {
         keep_within: settings.parse("retention", "keep_within", units::duration)?,

@@ -1,5 +1,8 @@
 //! The evidence for one level, on the bytes that are stored. `backup` and `verify` judge with the same code.
 
+mod comparison;
+mod examine;
+
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
@@ -9,6 +12,9 @@ use crate::{
     scratch::Scratch,
     seal::{self, Identities, OpenError, Opened},
 };
+
+pub use comparison::{Answer, Comparison, Measure, Side, is_confirmed};
+pub use examine::{Examined, Examiner};
 
 /// What a sealed snapshot must turn out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

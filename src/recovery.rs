@@ -214,6 +214,6 @@ fn cell(text: &str) -> String {
 
 fn missing(voters: &[&Member]) -> String {
     let names: Vec<&str> =
-        voters.iter().filter(|member| member.file.is_none()).map(|member| member.name.as_str()).collect();
+        voters.iter().filter(|member| member.is_missing()).map(|member| member.name.as_str()).collect();
     format!("nothing came from {}", names.join(", "))
 }

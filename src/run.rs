@@ -13,7 +13,7 @@ use crate::{
     },
     plan::retention::{Decision, Refusal},
     policy::Retention,
-    record::{BackupId, BackupReport, ProofLevel},
+    record::{Agreement, BackupId, BackupReport, ProofLevel},
     sign::Trusted,
     store::{self, Lock, Store},
 };
@@ -52,7 +52,10 @@ pub async fn run(mut request: Request<'_>, rules: &Retention, trusted: &Trusted)
         tracing::warn!("the journal was not compared with the store: {error}");
     }
     let proved = index.primary.is_some() && index.proof >= rules.min_proof.max(ProofLevel::Digest);
-    let expiry = if proved {
+    let expiry = if index.agreement == Some(Agreement::Differs) {
+        // The older backups may be the ones from before the members parted.
+        Expiry::NotDue("the members differ: nothing is removed".to_owned())
+    } else if proved {
         retain(request.store, request.lock, rules, trusted, index.finished_at)
     } else {
         Expiry::NotDue(format!("this backup did not reach {}: nothing is removed", rules.min_proof))

@@ -296,9 +296,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn space(&self) -> Result<Space, Error> {
-        let stat = rustix::fs::statvfs(&self.path).map_err(io::Error::from).at(&self.path)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Space { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
+        Ok(space_at(&self.path)?)
     }
 
     /// Whether backups of this cluster belong here. A store without a lineage accepts any: its first backup begins it.
@@ -593,4 +591,14 @@ pub(crate) fn lost_files(store: &Path, id: &BackupId) -> Vec<PathBuf> {
     let files: std::collections::BTreeSet<String> = listed.unwrap_or_default().0.into_keys().chain(always).collect();
     let gone = |file: &String| fs::symlink_metadata(dir.join(file)).is_err();
     files.into_iter().filter(gone).map(|file| Path::new(id.as_str()).join(file)).collect()
+}
+
+/// Room in the file system that holds a directory.
+///
+/// # Errors
+/// What the system says, with the path.
+pub fn space_at(dir: &Path) -> Result<Space, PathError> {
+    let stat = rustix::fs::statvfs(dir).map_err(io::Error::from).at(dir)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(Space { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
 }

@@ -508,7 +508,6 @@ fn each_feature_that_is_not_built_says_so() {
         ("[metrics]", "policy.toml:2: [metrics]: "),
         ("[notify]", "policy.toml:2: [notify]: "),
         ("[store]\npublic_index = false", "policy.toml:3: [store] public_index: "),
-        ("[backup]\nscratch_dir = \"/s\"", "policy.toml:3: [backup] scratch_dir: "),
         ("[backup]\nparallel = 2", "policy.toml:3: [backup] parallel: "),
         ("[backup]\nprove = \"boot\"", "policy.toml:3: [backup] prove: "),
         ("[backup]\nprove = \"serve\"", "policy.toml:3: [backup] prove: "),

@@ -15,7 +15,7 @@ use crate::{
     catalog::Catalog,
     ops::backup::{self, Plan, Request},
     plan::retention::Decision,
-    record::{BackupReport, Finding, FindingKind},
+    record::{Agreement, BackupReport, Finding, FindingKind},
     run,
     seal::Recipients,
     sign::SecretKey,
@@ -171,7 +171,14 @@ fn text(report: &BackupReport, decisions: &[Decision]) -> String {
     let mut text = Text::from(members(index));
     let voting = index.members.iter().filter(|member| !member.learner).count();
     let with_file = index.members.iter().filter(|member| member.file.is_some()).count();
-    text.line(format!("{with_file} of {voting} members · {} · {}", index.proof, index.path.display()));
+    let agreement = index.agreement.map_or_else(String::new, |agreement| {
+        let agree = index.members.iter().filter(|member| member.agreement == Some(Agreement::Agrees)).count();
+        match agreement {
+            Agreement::Agrees => format!("{agree} of {voting} agree · "),
+            other => format!("{} · ", other.as_str().replace('_', " ")),
+        }
+    });
+    text.line(format!("{with_file} of {voting} members · {agreement}{} · {}", index.proof, index.path.display()));
     let dropped = decisions.iter().filter(|decision| decision.action == crate::plan::retention::Action::Drop).count();
     if dropped > 0 {
         text.line("");

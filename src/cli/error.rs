@@ -12,7 +12,7 @@ use crate::{
     ops::{backup, init, verify},
     plan::retention::Refusal,
     policy,
-    record::{BackupId, BackupReport, Finding, FindingKind},
+    record::{Agreement, BackupId, BackupReport, Finding, FindingKind, Index, Member},
     run, seal, sign,
     store::{self, guard},
 };
@@ -226,6 +226,9 @@ impl Failure {
             let hint = "look at the disk and at the member; restore from neither".to_owned();
             return Some(Self::new(NOT_VERIFIED, "not_verified", message, hint));
         }
+        if index.agreement == Some(Agreement::Differs) {
+            return Some(Self::members_differ(index));
+        }
         let missing = named(FindingKind::MemberMissing);
         if index.partial {
             let message = format!("the backup is partial{missing}{state}");
@@ -253,6 +256,38 @@ impl Failure {
             )),
             run::Expiry::Done(_) | run::Expiry::NotDue(_) => None,
         }
+    }
+}
+
+impl Failure {
+    /// Members that hold other data than the others, with the evidence and what to do.
+    fn members_differ(index: &Index) -> Self {
+        let differ: Vec<&Member> =
+            index.members.iter().filter(|member| member.agreement == Some(Agreement::Differs)).collect();
+        let name = |member: &Member| match &member.endpoint {
+            Some(endpoint) => format!("{} ({endpoint})", member.name),
+            None => member.name.clone(),
+        };
+        let names: Vec<String> = differ.iter().map(|member| name(member)).collect();
+        let (head, hint) = match (differ.as_slice(), &index.primary) {
+            ([one], Some(_)) => (
+                format!("member {} disagrees with the others", names.join("")),
+                format!("do not restore from {0}; replace that member, then run `etcd-dr backup` again", one.name),
+            ),
+            (_, Some(primary)) => (
+                format!("members {} disagree with the majority", names.join(", ")),
+                format!("restore from {primary} alone; replace the others, then run `etcd-dr backup` again"),
+            ),
+            (_, None) => (
+                format!("members {} disagree, and no majority says who is right", names.join(", ")),
+                "look into each with `etcd-dr inspect latest --from MEMBER`; nobody but you can choose".to_owned(),
+            ),
+        };
+        let lines = index.findings.iter().filter(|finding| finding.kind == FindingKind::MemberDiffers);
+        let lines: String = lines.map(|finding| file_line(&finding.name, Some(&finding.detail))).collect();
+        let kept = index.members.iter().filter(|member| member.file.is_some()).count();
+        let state = format!("\n  backup {} keeps all {kept} snapshots, marked; nothing was removed", index.id);
+        Self::new(NOT_VERIFIED, "members_differ", format!("{head}{lines}{state}"), hint)
     }
 }
 

@@ -70,6 +70,8 @@ fn check(context: &Context) -> Result<Answer, Failure> {
     let recorder = context.recorder();
     let request = verify::Request {
         level: ProofLevel::Open,
+        required: true,
+        scratch_dirs: Vec::new(),
         identities: Some(Arc::new(identities)),
         recorder: recorder.as_ref(),
         host: context.host.clone(),

@@ -65,6 +65,16 @@ impl Progress for Screen {
                     before.finish_and_clear();
                 }
             }
+            Event::Comparing { revision } => {
+                let spinner = self.bars.add(ProgressBar::new_spinner());
+                spinner.set_message(format!("asking the members for their HashKV at revision {revision}"));
+                spinner.enable_steady_tick(Duration::from_millis(200));
+                if let Some(before) =
+                    self.by_member.lock().unwrap_or_else(PoisonError::into_inner).insert("\0proof".to_owned(), spinner)
+                {
+                    before.finish_and_clear();
+                }
+            }
             Event::Warning(text) => tracing::warn!("{text}"),
         }
     }

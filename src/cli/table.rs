@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::record::Index;
+use crate::record::{Agreement, Index};
 
 /// A table with a heading and no frame; the columns in `right` are numbers.
 pub fn table(heading: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
@@ -42,15 +42,17 @@ pub fn members(index: &Index) -> String {
             member.name.clone(),
             member.id.to_string(),
             or_dash(member.version.as_ref()),
-            or_dash(member.status_revision),
+            or_dash(member.revision.or(member.status_revision)),
+            or_dash(member.hash_kv.map(|hash| format!("{hash:08x}"))),
+            or_dash(member.agreement.map(Agreement::as_str)),
             or_dash(member.plain_bytes.map(size)),
             or_dash(member.sealed_bytes.map(size)),
             member.proof.to_string(),
             member.error.clone().unwrap_or_default(),
         ]
     });
-    let heading = ["member", "id", "etcd", "revision", "plain", "sealed", "proof", "error"];
-    table(&heading, rows.collect(), &[3, 4, 5])
+    let heading = ["member", "id", "etcd", "revision", "hashkv", "agreement", "plain", "sealed", "proof", "error"];
+    table(&heading, rows.collect(), &[3, 6, 7])
 }
 
 /// Text for people, line by line.

@@ -26,7 +26,7 @@ pub struct Arguments {
     /// Every backup in the store
     #[arg(long)]
     all: bool,
-    /// How far to prove: digest or open [default: open where the identity is at hand, else digest]
+    /// How far to prove: digest, open or sound [default: sound where the identity is at hand, else digest]
     #[arg(long, value_parser = level)]
     level: Option<ProofLevel>,
     /// Fail with exit code 30 where the newest good backup is older, for instance 26h
@@ -36,9 +36,9 @@ pub struct Arguments {
 
 fn level(text: &str) -> Result<ProofLevel, String> {
     match ProofLevel::from_str(text).map_err(|error| error.to_string())? {
-        level @ (ProofLevel::Digest | ProofLevel::Open) => Ok(level),
-        ProofLevel::None => Err("`none` proves nothing; take digest or open".to_owned()),
-        later => Err(format!("`{later}` is not built yet; this version proves up to open")),
+        level @ (ProofLevel::Digest | ProofLevel::Open | ProofLevel::Sound) => Ok(level),
+        ProofLevel::None => Err("`none` proves nothing; take digest, open or sound".to_owned()),
+        later => Err(format!("`{later}` is not built yet; this version proves up to sound")),
     }
 }
 
@@ -50,11 +50,13 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<Answer, Failure> 
     }
     let backups = chosen(&catalog, arguments).map_err(|error| Failure::no_such_backup(store.path(), &error))?;
     let identity_at_hand = context.policy.encryption.identity_file.exists();
-    let level = arguments.level.unwrap_or(if identity_at_hand { ProofLevel::Open } else { ProofLevel::Digest });
+    let level = arguments.level.unwrap_or(if identity_at_hand { ProofLevel::Sound } else { ProofLevel::Digest });
     let identities = if level >= ProofLevel::Open { Some(Arc::new(keys::identities(context)?)) } else { None };
     let recorder = context.recorder();
     let request = verify::Request {
         level,
+        required: arguments.level.is_some(),
+        scratch_dirs: context.policy.backup.scratch_dir.iter().cloned().collect(),
         identities,
         recorder: recorder.as_ref(),
         host: context.host.clone(),

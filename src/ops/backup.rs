@@ -1,37 +1,30 @@
 //! `backup`: a sealed, signed, re-opened snapshot of every member, under one name.
 //!
-//! Stages: `discover` the members, check the `space`, `take` each stream while the one before is proved, `settle` what failed its proof,
-//! `index` and publish. Nothing has the backup's name before everything in it is on the disk; an error or an interruption leaves nothing.
+//! Stages: `discover` the members, check the `space`, `take` each stream while the one before is proved, `prove` (a file that fails is
+//! taken once more), `agree`, `index` and publish. Nothing has the backup's name before everything in it is on the disk; an error or an interruption leaves nothing.
 
+mod agree;
 mod discover;
+mod index;
+mod prove;
 mod take;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
-use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    discover::{Discovered, Reached},
-    take::{TakeError, Taken},
-};
+use self::{discover::Discovered, index::Compared, prove::InHand, take::TakeError};
 use crate::{
-    at::PathError,
+    at::{At as _, PathError},
     catalog::{Backup, Catalog},
     durable::PendingDir,
     endpoint::{self, Dialer},
-    plan::primary,
-    policy::Policy,
-    proof::{self, Seen},
-    record::{
-        BackupId, EtcdId, Event, Finding, FindingKind, Index, Member, Progress, ProofLevel, Reread, Sha256Hex,
-        Versions, names,
-    },
-    recovery,
-    seal::{KeyError, OpenError, Recipients, RunKey},
-    sign::{self, SecretKey, Sums},
+    policy::{KeepMembers, Policy},
+    proof::Examiner,
+    record::{Agreement, BackupId, EtcdId, Finding, Index, Member, Progress, ProofLevel},
+    seal::{KeyError, Recipients, RunKey},
+    sign::{self, SecretKey},
     store::{self, Lock, Store},
 };
 
@@ -187,14 +180,15 @@ async fn prepare(request: &Request<'_>) -> Result<(Discovered, Plan), Error> {
     Ok((discovered, plan))
 }
 
-/// What the run needs and what is free: the last backup's sealed bytes and a third more, or half the databases where there is none, and
-/// the reserve.
+/// What the run needs and what is free: the last backup's sealed bytes and a third more, or half the databases where there is none, a
+/// scratch for the largest database, which goes again, and the reserve.
 fn space(request: &Request<'_>, discovered: &Discovered) -> Result<(u64, u64), Error> {
     let space = request.store.space()?;
     let expected = match request.catalog.newest_trusted().and_then(Backup::signed) {
         Some(signed) => (signed.index.sealed_bytes() / 10).saturating_mul(13),
         None => discovered.reached.iter().map(|reached| reached.status.db_size / 2).fold(0, u64::saturating_add),
     };
+    let expected = expected.saturating_add(scratch(request, discovered)?);
     let reserve = request.policy.store.reserve.bytes_of(space.total);
     let needed = expected.saturating_add(reserve);
     if space.free < needed {
@@ -202,6 +196,21 @@ fn space(request: &Request<'_>, discovered: &Discovered) -> Result<(u64, u64), E
         return Err(Error::NoRoom { path, free: space.free, backup: expected, reserve });
     }
     Ok((needed, space.free))
+}
+
+/// Bytes that a scratch needs in the store; 0 where it lies elsewhere, and has room there.
+fn scratch(request: &Request<'_>, discovered: &Discovered) -> Result<u64, Error> {
+    if request.policy.backup.prove < ProofLevel::Sound {
+        return Ok(0);
+    }
+    let largest = discovered.reached.iter().map(|reached| reached.status.db_size).max().unwrap_or(0);
+    let Some(dir) = &request.policy.backup.scratch_dir else { return Ok(largest) };
+    let space = store::space_at(dir)?;
+    if space.free < largest {
+        let path = dir.display().to_string();
+        return Err(Error::NoRoom { path, free: space.free, backup: largest, reserve: 0 });
+    }
+    Ok(0)
 }
 
 /// Takes, proves, signs and publishes one backup.
@@ -218,14 +227,14 @@ pub async fn run(request: &mut Request<'_>) -> Result<Index, Error> {
     let id = BackupId::new(request.now, rand::random());
     let pending = PendingDir::create(request.store.path(), id.as_str())?;
     let index = fill(request, &mut discovered, &pending, &id, began).await?;
-    write_texts(request, &pending, &index)?;
+    index::write_texts(request, &pending, &index)?;
     if request.cancel.is_cancelled() {
         return Err(Error::Interrupted);
     }
     // Before the name: a backup of a cluster that is not in the lineage would not be believed.
     request.store.accept_cluster(request.lock, index.cluster_id)?;
     pending.publish(id.as_str())?;
-    let revision = index.members.iter().filter_map(|member| member.status_revision).max();
+    let revision = index.members.iter().filter_map(|member| member.status_revision.max(member.revision)).max();
     // The backup has its name: what fails from here on is no reason to say that there is none. The next run puts the journal right.
     let noted = request.store.record_published(request.lock, &id, index.cluster_id, revision, request.now);
     if let Err(error) = noted {
@@ -234,12 +243,7 @@ pub async fn run(request: &mut Request<'_>) -> Result<Index, Error> {
     Ok(index)
 }
 
-/// One member's file and the proof that is being made of it.
-struct InHand {
-    taken: Taken,
-    proof: JoinHandle<Result<Seen, OpenError>>,
-}
-
+/// Streams every member in turn; while one streams, the one before it is proved. One proof at a time, so that one scratch is enough.
 async fn fill(
     request: &Request<'_>,
     discovered: &mut Discovered,
@@ -248,225 +252,75 @@ async fn fill(
     began: Instant,
 ) -> Result<Index, Error> {
     let run_key = RunKey::generate();
-    let mut findings: Vec<Finding> = discovered.missing.iter().map(|(_, finding)| finding.clone()).collect();
+    let scratch_dir = request.policy.backup.scratch_dir.clone().unwrap_or_else(|| pending.path().to_owned());
+    let mut examiner = Some(Examiner::new(scratch_dir, run_key.identities(), request.cancel.clone()));
     let mut members: BTreeMap<usize, Member> = BTreeMap::new();
-    let mut in_hand: Vec<(usize, Result<InHand, endpoint::Error>)> = Vec::new();
-    for (at, reached) in discovered.reached.iter_mut().enumerate() {
-        match take::take(request, &run_key, pending, reached).await {
-            Ok(taken) => {
-                let proof = prove(request, &run_key, pending, &taken);
-                in_hand.push((at, Ok(InHand { taken, proof })));
-            }
-            Err(TakeError::Missing(error)) => in_hand.push((at, Err(error))),
-            Err(TakeError::Fatal(error)) => {
-                abandon(request, in_hand).await;
-                return Err(error);
-            }
-        }
-    }
-    let mut waiting = in_hand.into_iter();
-    while let Some((at, outcome)) = waiting.next() {
+    let mut in_hand: Option<InHand> = None;
+    for at in 0..discovered.reached.len() {
         let Some(reached) = discovered.reached.get_mut(at) else { continue };
-        let settled = match outcome {
-            Ok(held) => settle(request, &run_key, pending, reached, held).await,
-            Err(error) => Ok(Member { error: Some(error.to_string()), ..reached.member() }),
-        };
-        let member = match settled {
-            Ok(member) => member,
-            Err(error) => {
-                abandon(request, waiting).await;
+        let taken = match take::take(request, &run_key, pending, reached).await {
+            Err(TakeError::Fatal(error)) => {
+                prove::abandon(request, in_hand).await;
                 return Err(error);
             }
-        };
-        findings.extend(finding(&member));
-        members.insert(at, member);
-    }
-    drop(run_key);
-    let silent = discovered.missing.iter().map(|(member, _)| member).chain(&discovered.learners).cloned();
-    let members: Vec<Member> = members.into_values().chain(silent).collect();
-    if members.iter().all(|member| member.file.is_none()) {
-        return Err(Error::NoSnapshot { reasons: findings });
-    }
-    Ok(index(request, discovered, id, began, members, findings))
-}
-
-/// Waits for the proofs that still read, so that nothing works on in a directory that is about to go.
-async fn abandon(request: &Request<'_>, in_hand: impl IntoIterator<Item = (usize, Result<InHand, endpoint::Error>)>) {
-    request.cancel.cancel();
-    for (_, held) in in_hand {
-        if let Ok(held) = held
-            && let Err(error) = held.proof.await
-        {
-            tracing::debug!(%error, "a proof ended with the run");
-        }
-    }
-}
-
-/// Re-opens what was stored on a thread of its own; the next stream runs meanwhile.
-fn prove(
-    request: &Request<'_>,
-    run_key: &RunKey,
-    pending: &PendingDir,
-    taken: &Taken,
-) -> JoinHandle<Result<Seen, OpenError>> {
-    let path = pending.path().join(&taken.file);
-    let expected = taken.expected();
-    let identities = run_key.identities();
-    let cancel = request.cancel.clone();
-    let by_key = request.recipients.takes_run_key() && request.policy.backup.prove >= ProofLevel::Open;
-    request.progress.event(Event::Proving { file: &taken.file });
-    tokio::task::spawn_blocking(move || {
-        if by_key {
-            return proof::open(&path, &expected, &identities, &cancel);
-        }
-        let problem = proof::digest(&path, expected.sealed_sha256, &cancel)?;
-        Ok(problem.map_or(Seen::WrongKey, Seen::Changed))
-    })
-}
-
-/// Waits for a proof. A file that fails it is taken once more; one that fails again is kept, marked, and proves nothing.
-async fn settle(
-    request: &Request<'_>,
-    run_key: &RunKey,
-    pending: &PendingDir,
-    reached: &mut Reached,
-    held: InHand,
-) -> Result<Member, Error> {
-    let InHand { mut taken, proof } = held;
-    let mut seen = joined(proof).await?;
-    if let Some(problem) = problem(&taken, &seen) {
-        tracing::warn!(
-            member = reached.listed.name,
-            problem,
-            "the stored snapshot failed its proof and is taken once more"
-        );
-        match take::take(request, run_key, pending, reached).await {
-            Ok(again) => {
-                taken = again;
-                seen = joined(prove(request, run_key, pending, &taken)).await?;
-            }
-            // The first file is gone, and the member no longer answers: it is missing, not wrong.
             Err(TakeError::Missing(error)) => {
-                return Ok(Member { error: Some(error.to_string()), ..reached.member() });
+                members.insert(at, Member { error: Some(error.to_string()), ..reached.member() });
+                None
             }
-            Err(TakeError::Fatal(error)) => return Err(error),
+            Ok(taken) => Some(taken),
+        };
+        let Some(taken) = taken else { continue };
+        if let Some(held) = in_hand.take() {
+            let (before, (member, back)) =
+                (held.at, prove::settle(request, &run_key, pending, discovered, held).await?);
+            members.insert(before, member);
+            examiner = Some(back);
+        }
+        if let (Some(examiner), Some(reached)) = (examiner.take(), discovered.reached.get(at)) {
+            in_hand = Some(prove::begin(request, pending, reached, at, taken, examiner));
         }
     }
-    let (proof, reread, error) = match (problem(&taken, &seen), &seen) {
-        (Some(problem), _) => (ProofLevel::None, None, Some(problem)),
-        (None, Seen::Holds(reread)) => (ProofLevel::Open, Some(*reread), None),
-        (None, _) => (ProofLevel::Digest, None::<Reread>, None),
+    if let Some(held) = in_hand {
+        let (at, (member, back)) = (held.at, prove::settle(request, &run_key, pending, discovered, held).await?);
+        members.insert(at, member);
+        examiner = Some(back);
+    }
+    let silent = discovered.missing.iter().map(|(member, _)| member).chain(&discovered.learners).cloned();
+    if members.values().all(|member| member.file.is_none()) {
+        let reasons = discovered.missing.iter().map(|(_, finding)| finding.clone());
+        return Err(Error::NoSnapshot {
+            reasons: reasons.chain(members.values().filter_map(index::finding)).collect(),
+        });
+    }
+    let members: Vec<Member> = members.into_values().chain(silent).collect();
+    let compared = match examiner {
+        Some(examiner) if request.policy.backup.prove >= ProofLevel::Sound && request.recipients.takes_run_key() => {
+            let agreed = agree::agree(request, discovered, &examiner).await?;
+            Some(Compared { agreed, examiner })
+        }
+        _ => None,
     };
-    Ok(Member { error, proof, reread, ..taken.member(reached) })
+    drop(run_key);
+    let mut index = index::index(request, discovered, id, began, members, compared.as_ref());
+    if request.policy.backup.keep_members == KeepMembers::Primary {
+        keep_the_primary_alone(pending, &mut index)?;
+    }
+    Ok(index)
 }
 
-async fn joined(proof: JoinHandle<Result<Seen, OpenError>>) -> Result<Seen, Error> {
-    match proof.await.map_err(|error| Error::Internal(error.to_string()))? {
-        Ok(seen) => Ok(seen),
-        Err(OpenError::Interrupted) => Err(Error::Interrupted),
-        // A file that the disk does not give back is not proved; it is no reason to drop the others.
-        Err(error) => Ok(Seen::Changed(error.to_string())),
+/// Removes the files that say what the primary's says, where every voting member agrees: their digests and HashKV stay in the index.
+fn keep_the_primary_alone(pending: &PendingDir, index: &mut Index) -> Result<(), Error> {
+    let agrees = |member: &Member| member.learner || member.agreement == Some(Agreement::Agrees);
+    let Some(primary) = index.primary_member().map(|member| member.id) else { return Ok(()) };
+    if !index.members.iter().all(agrees) {
+        return Ok(());
     }
-}
-
-fn problem(taken: &Taken, seen: &Seen) -> Option<String> {
-    if !taken.sealed.plain.trailer_is_right() {
-        return Some(proof::trailer_differs(&taken.sealed.plain));
-    }
-    match seen {
-        Seen::Changed(problem) => Some(problem.clone()),
-        Seen::Holds(_) | Seen::WrongKey => None,
-    }
-}
-
-fn finding(member: &Member) -> Option<Finding> {
-    let detail = member.error.clone()?;
-    let (kind, name) = match &member.file {
-        None => (FindingKind::MemberMissing, member.name.clone()),
-        Some(file) => (FindingKind::FileChanged, file.clone()),
-    };
-    Some(Finding { kind, name, detail })
-}
-
-fn index(
-    request: &Request<'_>,
-    discovered: &Discovered,
-    id: &BackupId,
-    began: Instant,
-    members: Vec<Member>,
-    mut findings: Vec<Finding>,
-) -> Index {
-    findings.extend(request.findings.iter().cloned());
-    findings.sort();
-    let primary = primary::primary(&members, &discovered.lagging);
-    let proof = primary.map_or(ProofLevel::None, |member| member.proof);
-    let primary = primary.map(|member| member.name.clone());
-    let partial = members.iter().any(|member| member.file.is_none() && !member.learner);
-    let mut etcd: Vec<String> = members.iter().filter_map(|member| member.version.clone()).collect();
-    etcd.sort();
-    etcd.dedup();
-    let mut recipients = request.recipients.names().to_vec();
-    if request.recipients.takes_run_key() {
-        recipients.push("run".to_owned());
-    }
-    let mut warnings = discovered.warnings.clone();
-    if !request.recipients.takes_run_key() {
-        warnings.push(
-            "the recipients are post-quantum only: the run could not open what it wrote, so the proof is `digest`"
-                .to_owned(),
-        );
-    }
-    let elapsed = jiff::SignedDuration::try_from(began.elapsed()).unwrap_or_default();
-    Index {
-        schema: Index::SCHEMA.to_owned(),
-        id: id.clone(),
-        path: request.store.path().join(id.as_str()),
-        store_id: request.store.id().to_owned(),
-        cluster_id: discovered.cluster,
-        cluster_name: request.policy.cluster.name.clone(),
-        host: request.host.clone(),
-        created_at: request.now,
-        finished_at: whole_seconds(request.now.saturating_add(elapsed).unwrap_or(request.now)),
-        proof,
-        agreement: None,
-        partial,
-        primary,
-        members,
-        archives: Vec::new(),
-        resources: None,
-        bundle_complete: None,
-        cross_check: None,
-        findings,
-        warnings,
-        recipients,
-        versions: Versions { etcd_dr: env!("CARGO_PKG_VERSION").to_owned(), etcd },
-        reason: request.reason.clone(),
-    }
-}
-
-fn whole_seconds(time: Timestamp) -> Timestamp {
-    Timestamp::from_second(time.as_second()).unwrap_or(time)
-}
-
-/// Writes index, recovery text, digests and signature, each durable.
-fn write_texts(request: &Request<'_>, pending: &PendingDir, index: &Index) -> Result<(), Error> {
-    let mut json = serde_json::to_vec_pretty(index).map_err(|error| Error::Internal(error.to_string()))?;
-    json.push(b'\n');
-    let recovery =
-        recovery::render(index, request.signing.public()).map_err(|error| Error::Internal(error.to_string()))?;
-    let mut sums = Sums::default();
-    for member in &index.members {
-        if let (Some(file), Some(sha256)) = (&member.file, member.sealed_sha256) {
-            sums.0.insert(file.clone(), sha256);
+    for member in index.members.iter_mut().filter(|member| member.id != primary) {
+        if let Some(file) = member.file.take() {
+            let path = pending.path().join(file);
+            fs::remove_file(&path).at(&path)?;
+            (member.sealed_bytes, member.sealed_sha256) = (None, None);
         }
     }
-    for (name, contents) in [(names::INDEX, json.as_slice()), (names::RECOVERY, recovery.as_bytes())] {
-        pending.write(name, contents)?;
-        sums.0.insert(name.to_owned(), Sha256Hex(Sha256::digest(contents).into()));
-    }
-    let text = sums.to_string();
-    pending.write(names::SUMS, text.as_bytes())?;
-    let comment = format!("etcd-dr backup {} cluster {}", index.id, index.cluster_id);
-    pending.write(names::SIGNATURE, request.signing.sign(text.as_bytes(), &comment)?.as_bytes())?;
     Ok(())
 }

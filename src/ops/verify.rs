@@ -1,17 +1,26 @@
 //! `verify`: judges backups again, on the bytes as they lie there now.
 
-use std::{fs::File, io, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
+use rustix::fs::Access;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     at::PathError,
     catalog::{self, Backup, Signed},
-    proof::{self, Expected, Seen},
+    etcd::survey::Survey,
+    plan::agreement,
+    proof::{self, Examiner, Expected, Seen},
     record::{
-        BackupId, Event, FileVerdict, Finding, Index, Member, Progress, ProofLevel, ProofRecord, Sha256Hex, names,
+        Agreement, BackupId, EtcdId, Event, FileVerdict, Finding, FindingKind, Index, Member, Progress, ProofLevel,
+        ProofRecord, Sha256Hex, names,
     },
     seal::{Identities, OpenError},
     sign::SecretKey,
@@ -70,8 +79,13 @@ pub struct Outcome {
 
 /// What a verification needs beside the backups.
 pub struct Request<'a> {
-    /// The level to try: `digest` or `open`.
+    /// The level to try: `digest`, `open` or `sound`.
     pub level: ProofLevel,
+    /// Whether that level was asked for. Else a backup passes that reaches again what its own run proved, as far as `level` goes: one whose
+    /// members could never be compared is not damaged.
+    pub required: bool,
+    /// Where databases are examined, in this order of preference: the first directory that can be written.
+    pub scratch_dirs: Vec<PathBuf>,
     /// What opens the files; needed from `open` on.
     pub identities: Option<Arc<Identities>>,
     /// Who records the result; null where this host has no key, and nothing is recorded.
@@ -142,7 +156,7 @@ fn record(
         schema: ProofRecord::SCHEMA.to_owned(),
         backup: outcome.id.clone(),
         sums_sha256: signed.sums_sha256,
-        level: request.level,
+        level: if outcome.holds { outcome.level } else { request.level },
         ok: outcome.holds,
         made_at: request.now,
         host: request.host.clone(),
@@ -164,6 +178,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         files: backup.problems(),
     };
     let Some(signed) = backup.signed() else { return Ok(outcome) };
+    let mut examiner = examiner(request, backup);
     let mut holds = outcome.files.is_empty();
     let mut opened = false;
     for (name, expected) in &signed.sums.0 {
@@ -171,7 +186,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
             continue;
         }
         request.progress.event(Event::Proving { file: name });
-        let problem = match judge_file(request, backup, &signed.index, name, *expected)? {
+        let problem = match judge_file(request, examiner.as_mut(), backup, &signed.index, name, *expected)? {
             Judged::Holds => None,
             Judged::Opens => {
                 opened = true;
@@ -191,14 +206,45 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         outcome.files.push(FileVerdict { file: name.clone(), ok: problem.is_none(), problem });
     }
     outcome.files.sort_by(|a, b| a.file.cmp(&b.file));
-    outcome.level = match (holds, opened) {
-        (false, _) => ProofLevel::None,
-        (true, true) => ProofLevel::Open,
-        (true, false) => ProofLevel::Digest,
+    let sound = holds && request.level >= ProofLevel::Sound && is_sound(&signed.index, examiner.as_ref());
+    outcome.level = match (holds, opened, sound) {
+        (false, ..) => ProofLevel::None,
+        (true, false, _) => ProofLevel::Digest,
+        (true, true, false) => ProofLevel::Open,
+        (true, true, true) => ProofLevel::Sound,
     };
-    outcome.holds = outcome.level >= request.level;
+    let wanted = if request.required { request.level } else { request.level.min(signed.index.proof) };
+    outcome.holds = outcome.level >= wanted.max(ProofLevel::Digest);
     outcome.ok = outcome.holds && outcome.files.iter().all(|verdict| verdict.ok);
     Ok(outcome)
+}
+
+/// What looks into databases, where the level asks for that and an identity is at hand.
+fn examiner(request: &Request<'_>, backup: &Backup) -> Option<Examiner> {
+    let identities = request.identities.as_ref().filter(|_| request.level >= ProofLevel::Open)?;
+    let beside = backup.path.parent().map(Path::to_owned);
+    let mut dirs = request.scratch_dirs.iter().cloned().chain(beside).chain([PathBuf::from(LAST_RESORT)]);
+    let dir = dirs.find(|dir| rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    Some(Examiner::new(dir.unwrap_or_else(|| LAST_RESORT.into()), Arc::clone(identities), request.cancel.clone()))
+}
+
+/// Where a scratch goes when the copy that is verified cannot be written to; unlike `/tmp` it is on a disk.
+const LAST_RESORT: &str = "/var/tmp";
+
+/// Whether the primary's database is what its members answered when it was taken. Where the index has no answers (version 0.1.0 asked for
+/// none) the files of the backup are held against each other, and a majority has to be equal.
+fn is_sound(index: &Index, examiner: Option<&Examiner>) -> bool {
+    let (Some(primary), Some(examiner)) = (index.primary_member(), examiner) else { return false };
+    if examiner.of(primary.id).is_none() {
+        return false;
+    }
+    if primary.hash_kv.is_some() {
+        return primary.proof >= ProofLevel::Sound;
+    }
+    let voting: Vec<EtcdId> = index.members.iter().filter(|member| !member.learner).map(|member| member.id).collect();
+    let comparisons = examiner.compare(primary.id, &[]);
+    let judgement = agreement::judge(&voting, &comparisons, &[], &[primary.id]);
+    voting.len() > 1 && judgement.members.get(&primary.id) == Some(&Agreement::Agrees)
 }
 
 /// What was seen of one file.
@@ -215,6 +261,7 @@ enum Judged {
 
 fn judge_file(
     request: &Request<'_>,
+    examiner: Option<&mut Examiner>,
     backup: &Backup,
     index: &Index,
     name: &str,
@@ -222,26 +269,19 @@ fn judge_file(
 ) -> Result<Judged, Error> {
     let path = backup.path.join(name);
     let member = index.members.iter().find(|member| member.file.as_deref() == Some(name));
-    let seen = match (member, request.identities.as_deref()) {
-        (Some(member), Some(identities)) if request.level >= ProofLevel::Open && member.proof > ProofLevel::None => {
-            open_member(&path, member, identities, &request.cancel)
-        }
-        (Some(Member { proof: ProofLevel::None, error, .. }), _) => {
-            let known = error.as_deref().unwrap_or("the run that stored it could not prove it");
-            match proof::digest(&path, expected, &request.cancel) {
-                Ok(None) => return Ok(Judged::KnownBad(format!("marked when it was stored: {known}"))),
-                Ok(Some(problem)) => Ok(Seen::Changed(problem)),
-                Err(error) => Err(error),
-            }
+    let known = member.and_then(|member| known_bad(index, member));
+    let seen = match (member, examiner) {
+        (Some(member), Some(examiner)) if member.proof > ProofLevel::None => {
+            open_member(&path, member, examiner, request.level)
         }
         _ => match proof::digest(&path, expected, &request.cancel) {
-            Ok(None) => return Ok(Judged::Holds),
+            Ok(None) => return Ok(known.map_or(Judged::Holds, Judged::KnownBad)),
             Ok(Some(problem)) => Ok(Seen::Changed(problem)),
             Err(error) => Err(error),
         },
     };
     match seen {
-        Ok(Seen::Holds(_)) => Ok(Judged::Opens),
+        Ok(Seen::Holds(_)) => Ok(known.map_or(Judged::Opens, Judged::KnownBad)),
         Ok(Seen::Changed(problem)) => Ok(Judged::Bad(problem)),
         Ok(Seen::WrongKey) => Ok(Judged::WrongKey),
         Err(OpenError::Interrupted) => Err(Error::Interrupted),
@@ -250,20 +290,44 @@ fn judge_file(
     }
 }
 
+/// What the run that stored a member's file had against it.
+fn known_bad(index: &Index, member: &Member) -> Option<String> {
+    let mut findings = index.findings.iter();
+    let differs = findings.find(|finding| finding.kind == FindingKind::MemberDiffers && finding.name == member.name);
+    let words = match (member.proof, differs) {
+        (ProofLevel::None, _) => member.error.as_deref().unwrap_or("the run that stored it could not prove it"),
+        (_, Some(finding)) => finding.detail.as_str(),
+        (_, None) => return None,
+    };
+    Some(format!("marked when it was stored: {words}"))
+}
+
 fn index_of(backup: &Backup) -> Option<&Index> {
     backup.signed().map(|signed| &signed.index)
 }
 
-fn open_member(
-    path: &Path,
-    member: &Member,
-    identities: &Identities,
-    cancel: &CancellationToken,
-) -> Result<Seen, OpenError> {
+fn open_member(path: &Path, member: &Member, examiner: &mut Examiner, level: ProofLevel) -> Result<Seen, OpenError> {
     let (Some(sealed_bytes), Some(sealed_sha256), Some(plain_bytes), Some(plain_sha256)) =
         (member.sealed_bytes, member.sealed_sha256, member.plain_bytes, member.plain_sha256)
     else {
         return Ok(Seen::Changed(format!("{} records no digests for it", names::INDEX)));
     };
-    proof::open(path, &Expected { sealed_bytes, sealed_sha256, plain_bytes, plain_sha256 }, identities, cancel)
+    let expected = Expected { sealed_bytes, sealed_sha256, plain_bytes, plain_sha256 };
+    if level < ProofLevel::Sound {
+        return examiner.open(path, &expected);
+    }
+    let seen = examiner.examine(member.id, path, expected)?;
+    Ok(examiner.of(member.id).and_then(|examined| other_contents(&examined.survey, member)).unwrap_or(seen))
+}
+
+/// Where the database is not the one that the run recorded: the digests are of the file, this is of what is in it.
+fn other_contents(survey: &Survey, member: &Member) -> Option<Seen> {
+    let found = (survey.revision, survey.compact_revision, survey.hash_kv);
+    let recorded = (member.revision?, member.compact_revision?, member.hash_kv?);
+    (found != recorded).then(|| {
+        Seen::Changed(format!(
+            "it holds revision {} (compacted at {}) with HashKV {:08x}, the run recorded revision {} (compacted at {}) with {:08x}",
+            found.0, found.1, found.2, recorded.0, recorded.1, recorded.2
+        ))
+    })
 }

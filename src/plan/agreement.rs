@@ -1,84 +1,16 @@
 //! Whether the members hold the same data, who differs, and whose file a restore uses.
 //!
-//! A *side* is a member's live HashKV answer or the file that was streamed from it. Sides are compared at one revision and one compact
+//! A side is a member's live HashKV answer or the file that was streamed from it. Sides are compared at one revision and one compact
 //! revision, so that equal means equal; what could not be compared is no pass. A majority is counted over the voting members of the member
 //! list, not over those that answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::record::{Agreement, EtcdId};
-
-/// Where a HashKV is taken: over the rows up to `revision`, as a server sees them that compacted at `compact_revision`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Point {
-    /// The highest revision that counts.
-    pub revision: i64,
-    /// The compact revision, -1 where nothing was ever compacted.
-    pub compact_revision: i64,
-}
-
-/// Whose data, and as seen how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Side {
-    /// The member's own answer.
-    Answer(EtcdId),
-    /// The file that was streamed from it.
-    File(EtcdId),
-}
-
-impl Side {
-    /// The member.
-    #[must_use]
-    pub fn member(self) -> EtcdId {
-        match self {
-            Self::Answer(id) | Self::File(id) => id,
-        }
-    }
-}
-
-/// What was compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measure {
-    /// HashKV of both sides at one point.
-    HashKv {
-        /// Where.
-        at: Point,
-        /// The first side's.
-        a: u32,
-        /// The second side's.
-        b: u32,
-    },
-    /// Users and roles of two files with one auth revision; HashKV does not cover them.
-    Auth {
-        /// Whether they are the same.
-        equal: bool,
-    },
-    /// Leases of two files that applied the same raft entries; HashKV does not cover them.
-    Leases {
-        /// Whether they are the same.
-        equal: bool,
-    },
-}
-
-impl Measure {
-    fn is_equal(self) -> bool {
-        match self {
-            Self::HashKv { a, b, .. } => a == b,
-            Self::Auth { equal } | Self::Leases { equal } => equal,
-        }
-    }
-}
-
-/// Two sides that could be compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Comparison {
-    /// One side.
-    pub a: Side,
-    /// The other; the same member's, where a file is compared with its own member's answer.
-    pub b: Side,
-    /// By what.
-    pub measure: Measure,
-}
+use crate::{
+    etcd::mvcc::At,
+    proof::{Comparison, Measure, Side},
+    record::{Agreement, EtcdId},
+};
 
 /// A file that may become the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,16 +146,6 @@ fn majority(voting: &[EtcdId], relation: &impl Fn(EtcdId, EtcdId) -> Relation) -
     BTreeSet::new()
 }
 
-/// Whether a file was compared and found equal to what some member answered or holds.
-#[must_use]
-pub fn is_confirmed(file: EtcdId, comparisons: &[Comparison]) -> bool {
-    let sides = |comparison: &&Comparison| [comparison.a, comparison.b].contains(&Side::File(file));
-    comparisons
-        .iter()
-        .filter(sides)
-        .any(|comparison| matches!(comparison.measure, Measure::HashKv { .. }) && comparison.measure.is_equal())
-}
-
 /// What one member holds at a point, and who else holds what.
 struct Odds {
     own: u32,
@@ -235,7 +157,7 @@ struct Odds {
 #[must_use]
 pub fn evidence(member: EtcdId, comparisons: &[Comparison], name: &dyn Fn(EtcdId) -> String) -> String {
     let mut beside_hash = String::new();
-    let mut by_point: BTreeMap<Point, Odds> = BTreeMap::new();
+    let mut by_point: BTreeMap<At, Odds> = BTreeMap::new();
     for comparison in comparisons.iter().filter(|comparison| !comparison.measure.is_equal()) {
         let (mine, other) = match (comparison.a.member() == member, comparison.b.member() == member) {
             (true, _) => (comparison.a, comparison.b),
@@ -261,8 +183,7 @@ pub fn evidence(member: EtcdId, comparisons: &[Comparison], name: &dyn Fn(EtcdId
     let subject = if odds.own_is_file { "the HashKV of its file" } else { "its HashKV" };
     let others = odds.others.into_iter().map(|(hash, who)| {
         let who: Vec<_> = who.into_iter().collect();
-        let verb = if who.len() == 1 { "has" } else { "have" };
-        format!("; {} {verb} {hash:08x}", who.join(" and "))
+        format!("; {} answered {hash:08x}", who.join(" and "))
     });
     format!("at revision {} {subject} is {:08x}{}", at.revision, odds.own, others.collect::<String>())
 }
@@ -272,6 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proof::is_confirmed;
 
     const R: i64 = 100;
 
@@ -279,8 +201,8 @@ mod tests {
         EtcdId(n)
     }
 
-    fn at() -> Point {
-        Point { revision: R, compact_revision: 5 }
+    fn at() -> At {
+        At { revision: R, compact_revision: 5 }
     }
 
     /// The members' live answers at one point, all compared with the candidate's file and with each other.
@@ -404,11 +326,14 @@ mod tests {
     fn the_evidence_names_both_hashes_and_all_others() {
         let seen = round(3, 7, &[(1, 8), (2, 7), (3, 7)]);
         let name = |id: EtcdId| format!("m{}", id.0);
-        assert_eq!(evidence(id(1), &seen, &name), "at revision 100 its HashKV is 00000008; m2 and m3 have 00000007");
+        assert_eq!(
+            evidence(id(1), &seen, &name),
+            "at revision 100 its HashKV is 00000008; m2 and m3 answered 00000007"
+        );
         let own = round(3, 6, &[(3, 7)]);
         assert_eq!(
             evidence(id(3), &own, &name),
-            "at revision 100 the HashKV of its file is 00000006; the member itself has 00000007"
+            "at revision 100 the HashKV of its file is 00000006; the member itself answered 00000007"
         );
     }
 

@@ -77,9 +77,9 @@ const fn key(
 }
 
 /// The default of `[backup] prove`: what a run proves of its own backup.
-const DEFAULT_PROVE: &str = "open";
+const DEFAULT_PROVE: &str = "sound";
 /// The default of `[retention] min_proof`; never above [`DEFAULT_PROVE`].
-const DEFAULT_MIN_PROOF: &str = "open";
+const DEFAULT_MIN_PROOF: &str = "sound";
 
 /// Every key that this version reads, section by section.
 #[rustfmt::skip]
@@ -97,6 +97,7 @@ pub const KEYS: &[Key] = &[
     key("store", "reserve", Kind::Text, Some("5%"), "space that a backup leaves free: a share of the file system, or a size"),
     key("backup", "zstd_level", Kind::Integer, Some("3"), "compression, 1 to 19"),
     key("backup", "parallel", Kind::Integer, Some("1"), "members that stream at once"),
+    key("backup", "scratch_dir", Kind::Path, None, "where a proof keeps its encrypted, unnamed copy of a database [default: the store]"),
     key("backup", "keep_members", Kind::Text, Some("all"), "whose snapshots are kept when all members agree: all or primary"),
     key("backup", "prove", Kind::Text, Some(DEFAULT_PROVE), "the level that a backup proves before it is published: digest, open or sound"),
     key("backup", "connect_timeout", Kind::Text, Some("5s"), "longest wait for a connection"),
@@ -142,12 +143,6 @@ const UNBUILT: &[Unbuilt] = &[
         name: "public_index",
         refused: |value| matches!(value, Value::Flag(false)),
         words: "etcd-dr 0.1 leaves backup.json readable; sealing it is not built yet",
-    },
-    Unbuilt {
-        table: "backup",
-        name: "scratch_dir",
-        refused: |_| true,
-        words: "etcd-dr 0.1 needs no scratch; it is not built yet",
     },
     Unbuilt {
         table: "backup",

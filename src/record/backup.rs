@@ -138,6 +138,15 @@ pub struct Member {
     pub alarms: Vec<String>,
 }
 
+impl Member {
+    /// Whether the member gave nothing that should be here. One whose file was not kept since all agree gave what was asked; a learner is
+    /// not asked.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.file.is_none() && self.plain_sha256.is_none() && !self.learner
+    }
+}
+
 /// A duration in milliseconds, written as seconds with a fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seconds(pub u64);
@@ -174,6 +183,19 @@ pub enum Agreement {
     NotComparable,
     /// The cluster has one voting member.
     Single,
+}
+
+impl Agreement {
+    /// The word in JSON and in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Agrees => "agrees",
+            Self::Differs => "differs",
+            Self::NotComparable => "not_comparable",
+            Self::Single => "single",
+        }
+    }
 }
 
 /// Where the bytes of a proof were read from.
@@ -237,6 +259,10 @@ pub struct Finding {
 pub enum FindingKind {
     /// A member gave no snapshot.
     MemberMissing,
+    /// A member holds other data than the others, or than its own file.
+    MemberDiffers,
+    /// A member's data could not be compared with the others'.
+    MemberNotComparable,
     /// A file that should be there is not.
     FileMissing,
     /// A file's bytes are not those that were signed, or not those that were streamed.

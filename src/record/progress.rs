@@ -27,6 +27,11 @@ pub enum Event<'a> {
         /// The file's name.
         file: &'a str,
     },
+    /// The members are asked for their HashKV.
+    Comparing {
+        /// The revision that they are asked at.
+        revision: i64,
+    },
     /// The operation goes on, and this should be known.
     Warning(&'a str),
 }

@@ -38,6 +38,14 @@ pub struct Reached {
     pub file: String,
 }
 
+impl Discovered {
+    /// The ids of the members that vote, whether they answered or not.
+    pub fn voting(&self) -> Vec<EtcdId> {
+        let silent = self.missing.iter().map(|(member, _)| member).filter(|member| !member.learner);
+        self.reached.iter().map(|reached| reached.listed.id).chain(silent.map(|member| member.id)).collect()
+    }
+}
+
 impl Reached {
     /// Whether it leads.
     pub fn is_leader(&self) -> bool {
