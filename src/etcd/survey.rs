@@ -8,6 +8,8 @@
 #![deny(clippy::arithmetic_side_effects)]
 
 mod oddity;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod walk;
 
