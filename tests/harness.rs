@@ -121,7 +121,7 @@ fn a_kubernetes_fill_is_the_same_on_every_run() {
         assert!(sizes.clone().filter(|&size| size > 1_000_000).count() == 1 && sizes.clone().max() < Some(1_500_000));
         assert!(sizes.clone().filter(|&size| (400..3_200).contains(&size)).count() == kvs.len() - 1);
         assert!(kvs.iter().any(|kv| kv.lease() != 0) && kvs.iter().any(|kv| kv.version() == 4));
-        let values: Vec<u8> = kvs.iter().flat_map(|kv| kv.value()).copied().collect();
+        let values: Vec<u8> = kvs.iter().flat_map(etcd_client::KeyValue::value).copied().collect();
         let share = zstd::bulk::compress(&values, 3).unwrap().len() * 100 / values.len();
         assert!((25..=35).contains(&share), "compressed to {share} %");
         (filled.revision, ask::hash_kv(&cluster.client(0), filled.revision))
