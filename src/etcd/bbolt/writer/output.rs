@@ -1,10 +1,8 @@
 //! Pages in ascending order, cut into chunks.
 #![deny(clippy::arithmetic_side_effects)]
 
-use super::{
-    super::page::{ELEMENT, HEADER, Meta, PageHeader, PageId},
-    WriteAt, WriteError,
-};
+use super::{WriteAt, WriteError};
+use crate::etcd::bbolt::page::{ELEMENT, HEADER, Meta, PageHeader, PageId};
 
 /// Bytes of one write, and what its offset and its place in memory are a multiple of.
 const CHUNK: usize = 1 << 20;
