@@ -59,12 +59,12 @@ fn seal(plain: &[u8], path: PathBuf) -> SealedFile {
     let file = File::create_new(&path).unwrap();
     let mut sealer = Sealer::new(file, recipients.encryptor(Some(&run)).unwrap(), 3, 1).unwrap();
     plain.chunks(100_000).for_each(|chunk| sealer.update(chunk).unwrap());
-    let sealed = sealer.finish().unwrap();
+    let done = sealer.finish().unwrap();
     let expected = Expected {
-        sealed_bytes: sealed.bytes,
-        sealed_sha256: sealed.sha256,
-        plain_bytes: sealed.plain.bytes,
-        plain_sha256: sealed.plain.sha256,
+        sealed_bytes: done.bytes,
+        sealed_sha256: done.sha256,
+        plain_bytes: done.plain.bytes,
+        plain_sha256: done.plain.sha256,
     };
     SealedFile { path, identities: run.identities(), expected }
 }
