@@ -109,7 +109,9 @@ fn agrees_with_servers_of(series: Series) {
 
     // The server is compacted further than the file: the file answers for it, with rows that the server has no more.
     compact(&client, first + 5);
-    equal(&client, &whole, [first + 5, first + 6, second]);
+    // Before 3.4.27 a member does not answer at its compact revision itself.
+    let lowest = if series == Series::V3_4 { first + 6 } else { first + 5 };
+    equal(&client, &whole, [lowest, first + 7, second]);
     let third = write(&client, 3);
     let later = look(&cluster, &path);
     assert_eq!((later.revision, later.compact_revision), (third, first + 5));
@@ -131,7 +133,10 @@ fn agrees_with_servers_of(series: Series) {
     like_the_stock_tool(series, &path, &edge);
     let fourth = write(&client, 4);
     equal(&client, &look(&cluster, &path), [gone + 1, fourth]);
-    assert_eq!(edge.oddities, []);
+    // 3.4.23 removes the tombstone at the compact revision, and would start again at the revision before: what the oddity is for.
+    let last = edge.last_row_revision;
+    let below = Oddity::RevisionBelowCompact { last, compacted: gone };
+    assert_eq!(edge.oddities, if series == Series::V3_4 { vec![below] } else { vec![] });
 }
 
 #[test]

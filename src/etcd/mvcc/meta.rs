@@ -33,8 +33,8 @@ impl Compaction {
 /// Format: etcd 3.6 `server/storage/schema/cindex.go`, `confstate.go`, `migration.go`, `server/storage/mvcc/store.go`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
-    /// Raft index of the last entry whose effect is in the file.
-    pub consistent_index: u64,
+    /// Raft index of the last entry whose effect is in the file. A member of 3.4 has none before its first record.
+    pub consistent_index: Option<u64>,
     /// Raft term of that entry; since 3.5.
     pub term: Option<u64>,
     /// Raft's configuration at that entry; since 3.5.
@@ -43,7 +43,6 @@ pub struct Meta {
     pub storage_version: Option<String>,
     /// How far compactions have come.
     pub compaction: Compaction,
-    seen_index: bool,
 }
 
 /// Raft's configuration: ids of members.
@@ -73,10 +72,7 @@ impl Meta {
     /// [`Damage::Form`] or [`Damage::NotARevision`].
     pub fn row(&mut self, key: &[u8], value: &[u8]) -> Result<(), Damage> {
         match key {
-            b"consistent_index" => {
-                self.consistent_index = number("consistent_index", value)?;
-                self.seen_index = true;
-            }
+            b"consistent_index" => self.consistent_index = Some(number("consistent_index", value)?),
             b"term" => self.term = Some(number("term", value)?),
             b"confState" => {
                 let read = serde_json::from_slice(value).ok();
@@ -91,19 +87,20 @@ impl Meta {
         Ok(())
     }
 
-    /// All rows were taken.
+    /// All rows were taken; `records` says whether bucket `key` has any.
     ///
     /// # Errors
-    /// [`Damage::Absent`] without `consistent_index`; [`Damage::Compaction`] if more was finished than scheduled.
-    pub fn finish(self) -> Result<Self, Damage> {
-        if !self.seen_index {
+    /// [`Damage::Absent`] with records and without `consistent_index`, which servers write together; [`Damage::Compaction`] if more was
+    /// finished than scheduled.
+    pub fn check(&self, records: bool) -> Result<(), Damage> {
+        if records && self.consistent_index.is_none() {
             return Err(Damage::Absent { bucket: "meta", key: "consistent_index" });
         }
         match self.compaction {
             Compaction { scheduled, finished: Some(finished) } if scheduled < Some(finished) => {
                 Err(Damage::Compaction { scheduled, finished })
             }
-            _ => Ok(self),
+            _ => Ok(()),
         }
     }
 }
@@ -237,7 +234,7 @@ mod tests {
         assert!(meta.compaction.in_flight());
         meta.row(b"finishedCompactRev", &mark(7)).unwrap();
         meta.row(b"of a later version", b"?").unwrap();
-        let meta = meta.finish().unwrap();
+        assert_eq!(meta.check(true), Ok(()));
         assert_eq!((meta.compaction.revision(), meta.compaction.in_flight()), (7, false));
         assert_eq!(meta.conf_state.unwrap().voters, [u64::MAX, 2]);
         assert_eq!(Compaction::default().revision(), -1);
@@ -255,13 +252,13 @@ mod tests {
         ] {
             assert!(Meta::default().row(key.as_bytes(), value).is_err(), "{key}");
         }
-        assert_eq!(Meta::default().finish(), Err(Damage::Absent { bucket: "meta", key: "consistent_index" }));
+        assert_eq!(Meta::default().check(false), Ok(()));
+        assert_eq!(Meta::default().check(true), Err(Damage::Absent { bucket: "meta", key: "consistent_index" }));
         let mut meta = Meta::default();
-        meta.row(b"consistent_index", &9_u64.to_be_bytes()).unwrap();
         meta.row(b"finishedCompactRev", &mark(8)).unwrap();
-        assert_eq!(meta.clone().finish(), Err(Damage::Compaction { scheduled: None, finished: 8 }));
+        assert_eq!(meta.check(false), Err(Damage::Compaction { scheduled: None, finished: 8 }));
         meta.row(b"scheduledCompactRev", &mark(7)).unwrap();
-        assert_eq!(meta.finish(), Err(Damage::Compaction { scheduled: Some(7), finished: 8 }));
+        assert_eq!(meta.check(false), Err(Damage::Compaction { scheduled: Some(7), finished: 8 }));
     }
 
     #[test]

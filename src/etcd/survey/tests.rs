@@ -95,7 +95,7 @@ fn a_database_is_what_was_written() {
     let largest: Vec<_> =
         survey.largest.iter().map(|l| (l.key.as_slice(), l.value_bytes, l.mod_revision, l.version)).collect();
     assert_eq!(largest, [(&b"/k/2"[..], 400, 2, 1), (b"/k/3", 50, 5, 2)]);
-    assert_eq!((survey.meta.consistent_index, survey.meta.term, survey.schema), (90, Some(3), (3, 6)));
+    assert_eq!((survey.meta.consistent_index, survey.meta.term, survey.schema), (Some(90), Some(3), (3, 6)));
     assert_eq!((survey.members[&5].name.as_str(), survey.members_removed.len()), ("m1", 1));
     assert_eq!(survey.oddities, []);
 }
@@ -206,23 +206,23 @@ fn what_no_server_writes_is_refused_with_its_place() {
         }),
         ("bucket meta, key \"term\"|the value is \"3\", and term is 8 bytes", &|b| put(b, "meta", "term", "3")),
         ("bucket members, key \"6\"|the value is \"6\", and the key of this member is its id", &|b| {
-            put(b, "members", "6", r#"{"id":5}"#)
+            put(b, "members", "6", r#"{"id":5}"#);
         }),
         ("bucket members_removed, key \"x\"|the value is \"x\", and a member's key is its id in hexadecimal", &|b| {
-            put(b, "members_removed", "x", "removed")
+            put(b, "members_removed", "x", "removed");
         }),
         (
             "bucket alarm, key \"\\x08\"|the value is no etcdserverpb.AlarmMember: it ends inside a field (byte 1)",
             &|b| put(b, "alarm", [8], ""),
         ),
         ("bucket lease, key \"1\"|the value is \"1\", and the key of a lease is 8 bytes", &|b| {
-            put(b, "lease", "1", "")
+            put(b, "lease", "1", "");
         }),
         ("bucket auth, key \"authEnabled\"|the value is \"\\x02\", and authEnabled is one byte, 0 or 1", &|b| {
-            put(b, "auth", "authEnabled", [2])
+            put(b, "auth", "authEnabled", [2]);
         }),
         ("bucket authUsers, key \"root\"|the value is \"\", and the name in this user is its key", &|b| {
-            put(b, "authUsers", "root", "")
+            put(b, "authUsers", "root", "");
         }),
         (
             "bucket cluster, key \"clusterVersion\"|the value is \"3\", and clusterVersion is a version of three numbers",

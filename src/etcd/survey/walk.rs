@@ -17,7 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn meta<S: ReadAt>(db: &Db<S>) -> Result<Meta, Unsound> {
     let mut meta = Meta::default();
     let found = db.walk_bucket(b"meta", |row| meta.row(row.key, row.value).map_err(|damage| at(&row, damage)))?;
-    if found { meta.finish().map_err(|damage| Unsound::Meta(Box::new(damage))) } else { Err(Unsound::NoBucket("meta")) }
+    if !found {
+        return Err(Unsound::NoBucket("meta"));
+    }
+    meta.check(false).map_err(whole)?;
+    Ok(meta)
 }
 
 fn at(row: &Row<'_>, fault: Damage) -> Unsound {
@@ -29,6 +33,10 @@ fn at(row: &Row<'_>, fault: Damage) -> Unsound {
         offset: row.offset,
         fault: Box::new(fault),
     }
+}
+
+fn whole(damage: Damage) -> Unsound {
+    Unsound::Meta(Box::new(damage))
 }
 
 /// A bucket, so that its name is compared once and not for each row.
@@ -128,6 +136,7 @@ impl Surveyor {
         if !self.found_key {
             return Err(Unsound::NoBucket("key"));
         }
+        meta.check(self.keyspace.last().is_some()).map_err(whole)?;
         let (all, prefixes) = usage::by_prefix(&self.keyspace, wants.depth);
         let schema = match &meta.storage_version {
             Some(version) => minor(version).unwrap_or((3, 6)),
@@ -164,7 +173,7 @@ impl Surveyor {
             history: crate::etcd::mvcc::History::default(),
         };
         survey.oddities = oddity::of(&survey, &self.keyspace);
-        survey.history = self.keyspace.finish().map_err(|damage| Unsound::Meta(Box::new(damage)))?;
+        survey.history = self.keyspace.finish().map_err(whole)?;
         let own = survey.history.own();
         (survey.revision, survey.compact_revision) = (own.revision, own.compact_revision);
         survey.hash_kv = survey.history.own_hash_kv();
