@@ -6,8 +6,9 @@ use std::collections::HashMap;
 
 /// The newest record of a key that lives.
 ///
-/// With the pointer to the key and the map's own byte, 49 bytes a key in a map that is between 7/16 and 7/8 full, and the key itself in a
-/// block of the heap: about 90 bytes and the key on average, 130 and the key at worst, whatever the size of the values.
+/// With the pointer to the key and the map's own byte 49 bytes, in a map that is between 7/16 and 7/8 full: 56 to 112 bytes a key, and the key
+/// in a block of the heap, whatever the size of its value. Measured over a whole survey with two rows for each key, which take 20 bytes each:
+/// 200 bytes a key of 50 at 100,000 keys, 226 at 1,000,000, where the map has just grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
     /// Main revision that made it live.
