@@ -219,8 +219,8 @@ fn once(key: &[u8], before: i64, main: i64) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::Model;
     use super::*;
+    use crate::etcd::mvcc::model::Model;
 
     type Row = ((i64, i64, bool), Vec<u8>);
 

@@ -142,8 +142,8 @@ fn naive(rows: &Rows, at: At) -> u32 {
 }
 
 mod properties {
-    use super::super::Incomparable;
     use super::*;
+    use crate::etcd::mvcc::Incomparable;
     use proptest::prelude::*;
 
     fn changes() -> impl Strategy<Value = Vec<Change>> {
