@@ -3,4 +3,5 @@
 pub mod agreement;
 pub mod known_bad;
 pub mod primary;
+pub mod restore;
 pub mod retention;
