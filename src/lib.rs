@@ -42,6 +42,7 @@
 //! run        one scheduled run: a backup, then retention
 //! ops        backup, hold, init, prune, verify: gather facts, ask plan, act
 //! plan       decisions, pure in (facts, policy, now), each with its reasons; no I/O and no clock
+//! source     the one snapshot that is restored or inspected: found, believed, opened
 //! catalog    what exists in a store, believed only as far as it is signed
 //! endpoint   one member's client: status, member list, snapshot stream, HashKV
 //! recovery   RECOVERY.md
@@ -95,4 +96,5 @@ pub mod run;
 pub mod scratch;
 pub mod seal;
 pub mod sign;
+pub mod source;
 pub mod store;

@@ -204,7 +204,7 @@ fn a_plan_is_followed_only_as_far_as_it_fits_itself_and_the_snapshot() {
 
     let text = serde_json::to_string(&plan).unwrap();
     for (json, fault) in [
-        ("".to_owned(), "understood"),
+        (String::new(), "understood"),
         ("[]".to_owned(), "schema"),
         ("{}".to_owned(), "schema is `none`"),
         (text.replace("restore/v1", "restore/v2"), "schema is `etcd-dr/restore/v2`"),

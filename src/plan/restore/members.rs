@@ -29,9 +29,9 @@ pub(super) fn cluster(
         let local = members.iter().filter(|member| member.peer_urls.iter().any(|url| is_loopback(host(url))));
         let local: Vec<&str> = local.map(|member| member.name.as_str()).collect();
         if !local.is_empty() {
-            let names = local.join(", ");
+            let local = local.join(", ");
             warnings
-                .push(format!("the peer URL of {names} is a loopback address: members on other hosts cannot reach it"));
+                .push(format!("the peer URL of {local} is a loopback address: members on other hosts cannot reach it"));
         }
     }
     let id = cluster_id(&members);

@@ -14,7 +14,8 @@ pub struct Choice {
 }
 
 fn list(choices: &[Choice]) -> String {
-    choices.iter().map(|choice| format!("\n  {}  {}", choice.name, choice.peer_urls.join(" "))).collect()
+    let lines = choices.iter().map(|choice| ["\n  ", &choice.name, "  ", &choice.peer_urls.join(" ")].concat());
+    lines.collect()
 }
 
 /// What is wrong with a plan that was made before.

@@ -93,15 +93,13 @@ impl Draft {
     fn data_aside(&self, place: &Place, stamp: &str) -> Result<Option<Moved>, Refusal> {
         let path = &place.path;
         match &place.stands {
-            Stands::Nothing => Ok(None),
             Stands::NotADirectory => Err(Refusal::NotADirectory { path: path.clone() }),
-            Stands::Directory { member: false, others } if others.is_empty() => Ok(None),
-            Stands::Directory { member, others } if !self.replace => {
+            Stands::Directory { member, others } if !self.replace && (*member || !others.is_empty()) => {
                 let member = member.then(|| "member".to_owned());
                 let holds = shortened(&member.into_iter().chain(others.iter().cloned()).collect::<Vec<_>>());
                 Err(Refusal::Exists { path: path.clone(), holds })
             }
-            Stands::Directory { member: false, .. } => Ok(None),
+            Stands::Nothing | Stands::Directory { member: false, .. } => Ok(None),
             Stands::Directory { member: true, others } if others.is_empty() && !place.mount_point => {
                 Ok(Some(aside(path, stamp)))
             }
@@ -112,9 +110,9 @@ impl Draft {
     fn wal_aside(&self, place: &Place, stamp: &str) -> Result<Option<Moved>, Refusal> {
         let path = &place.path;
         match &place.stands {
-            Stands::Nothing => Ok(None),
             Stands::NotADirectory => Err(Refusal::NotADirectory { path: path.clone() }),
             Stands::Directory { .. } if place.mount_point => Err(Refusal::MountedWal { path: path.clone() }),
+            Stands::Nothing => Ok(None),
             Stands::Directory { member: false, others } if others.is_empty() => Ok(None),
             Stands::Directory { others, .. } if !self.replace => {
                 Err(Refusal::Exists { path: path.clone(), holds: shortened(others) })
