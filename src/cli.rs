@@ -11,7 +11,9 @@ mod list;
 mod pages;
 mod progress;
 mod prune;
+mod restore;
 mod show;
+mod source;
 mod table;
 mod verify;
 
@@ -104,6 +106,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Drop backups that no rule keeps
     Prune(prune::Arguments),
+    /// Write the data directories of a cluster from a snapshot
+    Restore(Box<restore::Arguments>),
     /// Pin a backup: no prune drops it
     Hold(hold::Hold),
     /// Take a pin back
@@ -126,6 +130,7 @@ impl Command {
             Self::Show(_) => "show",
             Self::Verify(_) => "verify",
             Self::Prune(_) => "prune",
+            Self::Restore(_) => "restore",
             Self::Hold(_) => "hold",
             Self::Release(_) => "release",
             Self::Man(_) => "man",
@@ -282,6 +287,7 @@ fn dispatch(
             // Long and synchronous: this thread is theirs, the signals have another.
             Command::Verify(arguments) => tokio::task::block_in_place(|| verify::run(&context, &arguments)),
             Command::Prune(arguments) => prune::run(&context, &arguments),
+            Command::Restore(arguments) => restore::run(&context, *arguments).await,
             Command::Hold(arguments) => hold::hold(&context, &arguments),
             Command::Release(arguments) => hold::release(&context, &arguments),
             Command::Man(_) | Command::Completions(_) => Err(Failure::internal("answered before")),

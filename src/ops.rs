@@ -4,4 +4,5 @@ pub mod backup;
 pub mod hold;
 pub mod init;
 pub mod prune;
+pub mod restore;
 pub mod verify;

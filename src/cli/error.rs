@@ -1,5 +1,7 @@
 //! Words and exit codes of everything that can go wrong (contract.md, 2). Each match is exhaustive: a new error must find its words here.
 
+mod restore;
+
 use std::{fmt, path::Path, time::Duration};
 
 use jiff::Timestamp;

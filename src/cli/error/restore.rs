@@ -1,0 +1,205 @@
+//! Words and exit codes of what can keep a source from being read and a restore from being made.
+
+use std::path::Path;
+
+use super::{
+    CANNOT_DECRYPT, FAILED, Failure, INTERRUPTED, LOCKED, NO_BACKUP, NO_SPACE, NOT_VERIFIED, UNHEALTHY, USAGE,
+};
+use crate::{
+    cli::table::size, ops::restore, plan::restore::Refusal, record::BackupId, source, store::guard::shell_quote,
+};
+
+/// Where to turn when a backup does not hold.
+fn turn_to(other: Option<&BackupId>) -> String {
+    match other {
+        Some(id) => format!("{id} is proved: run the same with `--snapshot {id}`"),
+        None => "find one that holds with `etcd-dr verify --all`".to_owned(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    shell_quote(Path::new(text))
+}
+
+impl From<source::Error> for Failure {
+    fn from(error: source::Error) -> Self {
+        use source::Error;
+        let words = error.to_string();
+        let (code, kind, hint) = match error {
+            Error::Io(error) => return error.into(),
+            Error::NotThere { .. } => {
+                (NO_BACKUP, "no_backup", "see `etcd-dr list`, or give the path of a file".to_owned())
+            }
+            Error::NoSuch(error) => {
+                let code = if matches!(error, crate::catalog::NoSuchBackup::Name(_)) { USAGE } else { NO_BACKUP };
+                (code, "no_backup", "see `etcd-dr list`".to_owned())
+            }
+            Error::NoBackup(_) => (NO_BACKUP, "no_backup", "name a backup's own directory, or a file".to_owned()),
+            Error::NotBelieved { other, .. } | Error::NotProved { other, .. } => {
+                (NOT_VERIFIED, "not_verified", turn_to(other.as_ref()))
+            }
+            Error::NoneProved { .. } => {
+                (NOT_VERIFIED, "not_verified", "see what is there with `etcd-dr verify --all`".to_owned())
+            }
+            Error::NoPrimary { id, choices } => {
+                let from = choices.first().map_or("MEMBER", String::as_str);
+                let hint = format!("look at `etcd-dr show {id}`, then say whose is right: `--from {}`", quoted(from));
+                (USAGE, "no_primary", hint)
+            }
+            Error::UnknownMember { choices, .. } | Error::NoFile { choices, .. } => {
+                let hint = match choices.first() {
+                    Some(from) => format!("take another one's: `--from {}`", quoted(from)),
+                    None => "no member gave a snapshot to this backup; take another backup".to_owned(),
+                };
+                (USAGE, "no_member", hint)
+            }
+            Error::Unsigned { .. } => {
+                let hint = "if you know where it comes from, add `--allow-unsigned`".to_owned();
+                (USAGE, "unsigned", hint)
+            }
+            Error::Form { path, .. } => {
+                let path = shell_quote(&path);
+                (
+                    USAGE,
+                    "form",
+                    format!("open it first, on a tmpfs: `age -d -i IDENTITY {path} | zstd -d > /dev/shm/snapshot.db`"),
+                )
+            }
+            Error::NoIdentity { .. } => (CANNOT_DECRYPT, "no_identity", "give `--identity FILE`".to_owned()),
+            Error::WrongKey { .. } => {
+                let hint = "`etcd-dr show` lists its recipients; give the identity of one with `--identity FILE`";
+                (CANNOT_DECRYPT, "wrong_identity", hint.to_owned())
+            }
+            Error::Changed { other, .. } => (NOT_VERIFIED, "not_verified", turn_to(other.as_ref())),
+            Error::NoRoom { dir, free, needed } => {
+                let message =
+                    format!("{} has {} free; the opened snapshot needs {}", dir.display(), size(free), size(needed));
+                return Self::new(NO_SPACE, "no_space", message, "free space there; nothing was changed".to_owned());
+            }
+            Error::Interrupted => {
+                return Self::new(INTERRUPTED, "interrupted", "interrupted: nothing was changed", None);
+            }
+        };
+        Self::new(code, kind, words, hint)
+    }
+}
+
+impl From<restore::Error> for Failure {
+    fn from(error: restore::Error) -> Self {
+        use restore::Error;
+        let words = error.to_string();
+        match error {
+            Error::Io(error) => error.into(),
+            Error::Source(error) => error.into(),
+            Error::Refused(refusal) => refusal.into(),
+            Error::Unsound { other, .. } => Self::new(NOT_VERIFIED, "not_verified", words, turn_to(other.as_ref())),
+            Error::Trailer { missing, .. } => {
+                let hint = if missing {
+                    "if it is the database of a member that was stopped before it was copied, add `--skip-hash-check`"
+                } else {
+                    "the file was changed after etcd sent it: take another one"
+                };
+                Self::new(NOT_VERIFIED, "trailer", words, hint.to_owned())
+            }
+            Error::Newer { .. } => {
+                Self::new(FAILED, "newer_etcd", words, "restore it with the etcdutl of that release".to_owned())
+            }
+            Error::Interrupted => Self::new(INTERRUPTED, "interrupted", "interrupted: nothing was changed", None),
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let mut words = refusal.to_string();
+        let (code, kind, hint) = match refusal {
+            Refusal::NoMembers { .. } => {
+                let hint = "name them: `--initial-cluster cp1=https://192.0.2.11:2380,...`";
+                (USAGE, "members", hint.to_owned())
+            }
+            Refusal::NotAPair { .. }
+            | Refusal::BadUrl { .. }
+            | Refusal::NoUrl { .. }
+            | Refusal::DuplicateUrl { .. }
+            | Refusal::DuplicateName { .. }
+            | Refusal::DuplicateId { .. } => {
+                let hint = "write each member once: `--initial-cluster cp1=https://192.0.2.11:2380,cp2=https://192.0.2.12:2380`";
+                (USAGE, "members", hint.to_owned())
+            }
+            Refusal::SameCluster { .. } => {
+                let hint =
+                    "leave `--initial-cluster-token` out, and a fresh one is made; --force where no old member can run";
+                (USAGE, "same_cluster", hint.to_owned())
+            }
+            Refusal::UnknownMember { choices, .. } => {
+                let first = choices.first().map(|choice| quoted(&choice.name)).unwrap_or_default();
+                (USAGE, "unknown_member", format!("`--member {first}`, or name the cluster with `--initial-cluster`"))
+            }
+            Refusal::NotInInitialCluster { name, .. } => {
+                let hint = format!("add `{}=URL` to --initial-cluster, or take another --name", quoted(&name));
+                (USAGE, "unknown_member", hint)
+            }
+            Refusal::NotHere { choices } | Refusal::SeveralHere { choices } => {
+                let first = choices.first().map(|choice| quoted(&choice.name)).unwrap_or_default();
+                let hint = format!("say which: `--member {first}`; or all of them: `--all-members --output-dir DIR`");
+                (USAGE, "which_member", hint)
+            }
+            Refusal::Advertise { .. } => {
+                (USAGE, "members", "leave `--initial-advertise-peer-urls` out; the cluster has them".to_owned())
+            }
+            Refusal::Separate { member, snapshot, .. } => {
+                let (snapshot, member) = (quoted(&snapshot), quoted(&member));
+                let hint = format!(
+                    "make one plan, and follow it on each host:\n  etcd-dr restore --snapshot {snapshot} --dry-run --output json > plan.json\n  etcd-dr restore --plan plan.json --member {member}"
+                );
+                (USAGE, "separate_runs", hint)
+            }
+            Refusal::NegativeBump { .. } | Refusal::BumpOverflows { .. } => {
+                (USAGE, "bump", "leave `--bump-revision` out, and it is computed".to_owned())
+            }
+            Refusal::Plan(_) => {
+                let hint = "make it anew: `etcd-dr restore --snapshot SOURCE --dry-run --output json > plan.json`";
+                (USAGE, "plan", hint.to_owned())
+            }
+            Refusal::OtherSource { .. } => {
+                (USAGE, "other_source", "bring the planned snapshot here, and name it with `--snapshot`".to_owned())
+            }
+            Refusal::Exists { .. } => (
+                USAGE,
+                "exists",
+                "`--replace` moves it aside and removes nothing; or take another `--data-dir`".to_owned(),
+            ),
+            Refusal::NotADirectory { path } => {
+                (USAGE, "exists", format!("look at it with `ls -ld {}`", shell_quote(&path)))
+            }
+            Refusal::MountedWal { path } => {
+                let below = shell_quote(&path.join("wal"));
+                (USAGE, "exists", format!("name a directory below it: `--wal-dir {below}`"))
+            }
+            Refusal::SameTarget { .. } => (USAGE, "usage", "give --data-dir and --wal-dir separate places".to_owned()),
+            Refusal::LivingQuorum { .. } => {
+                let hint = "replace the broken member (`etcdctl member remove`, `member add`); to go back all the same, stop every etcd, or add `--force`";
+                (UNHEALTHY, "living_quorum", hint.to_owned())
+            }
+            Refusal::InUse { path, .. } => {
+                let path = shell_quote(&path);
+                (
+                    LOCKED,
+                    "in_use",
+                    format!(
+                        "stop that etcd (kubeadm: move etcd.yaml out of /etc/kubernetes/manifests), then run it again; `fuser -v {path}/member/snap/db` shows who it is"
+                    ),
+                )
+            }
+            Refusal::NoRoom { path, free, needed, members } => {
+                let (free, needed) = (size(free), size(needed));
+                words = format!(
+                    "{} has {free} free; {members} data directories need {needed}\n  nothing was changed",
+                    path.display()
+                );
+                (NO_SPACE, "no_space", "free space there, or write to another file system".to_owned())
+            }
+        };
+        Self::new(code, kind, words, hint)
+    }
+}
