@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     at::At as _,
+    etcd::Series,
     ops::restore::{self, Request},
-    plan::restore::{Asked, RestorePlan, Series, parse},
+    plan::restore::{Asked, RestorePlan, parse},
 };
 
 /// Arguments of `restore`; those that etcdutl has are called as there.

@@ -9,10 +9,8 @@ mod refusal;
 mod settle;
 
 use std::{
-    fmt,
     net::IpAddr,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use serde::{Deserialize, Serialize};
@@ -21,45 +19,14 @@ pub use self::{
     refusal::{Choice, PlanFault, Refusal},
     settle::{Ground, Living, Place, Stands},
 };
-use crate::record::{BackupId, EtcdId, Sha256Hex};
+use crate::{
+    etcd::Series,
+    record::{BackupId, EtcdId, Sha256Hex},
+};
 
 /// The smallest bump that is made unasked. A billion revisions are months of writes of a busy cluster, and 63 bits have room for billions of
 /// such restores.
 pub const LEAST_BUMP: i64 = 1_000_000_000;
-
-/// A minor release of etcd whose files can be read and written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Series {
-    /// 3.4
-    #[serde(rename = "3.4")]
-    V3_4,
-    /// 3.5
-    #[serde(rename = "3.5")]
-    V3_5,
-    /// 3.6
-    #[serde(rename = "3.6")]
-    V3_6,
-}
-
-impl fmt::Display for Series {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::V3_4 => "3.4",
-            Self::V3_5 => "3.5",
-            Self::V3_6 => "3.6",
-        })
-    }
-}
-
-impl FromStr for Series {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let known = [Self::V3_4, Self::V3_5, Self::V3_6];
-        let found = known.into_iter().find(|series| series.to_string() == text);
-        found.ok_or_else(|| format!("`{}` is none of 3.4, 3.5, 3.6", text.escape_debug()))
-    }
-}
 
 /// What was asked for, flag by flag.
 #[derive(Debug, Clone, Default)]

@@ -117,12 +117,7 @@ impl From<Refusal> for Failure {
                 let hint = "name them: `--initial-cluster cp1=https://192.0.2.11:2380,...`";
                 (USAGE, "members", hint.to_owned())
             }
-            Refusal::NotAPair { .. }
-            | Refusal::BadUrl { .. }
-            | Refusal::NoUrl { .. }
-            | Refusal::DuplicateUrl { .. }
-            | Refusal::DuplicateName { .. }
-            | Refusal::DuplicateId { .. } => {
+            Refusal::Members(_) | Refusal::DuplicateName { .. } => {
                 let hint = "write each member once: `--initial-cluster cp1=https://192.0.2.11:2380,cp2=https://192.0.2.12:2380`";
                 (USAGE, "members", hint.to_owned())
             }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::{
     etcd::{
-        ReadAt,
+        ReadAt, Series,
         bbolt::{self, Db, Row, Visitor, Walked},
         mvcc::{self, Alarm, AlarmKind, At, Cluster, Compaction, History, Keyspace, Meta},
     },
-    plan::restore::{Recorded, Series},
+    plan::restore::Recorded,
 };
 
 /// What a database holds, as far as a restore asks.

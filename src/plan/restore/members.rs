@@ -1,11 +1,12 @@
 //! The cluster to be restored: its members and their ids, and which of them a run writes.
 
-use std::{collections::BTreeMap, path::Path};
-
-use sha1::{Digest as _, Sha1};
+use std::{collections::BTreeSet, path::Path};
 
 use super::{Asked, Choice, Here, PlanFault, Planned, Recorded, Refusal, RestorePlan, SourceFacts};
-use crate::record::EtcdId;
+use crate::{
+    etcd::membership::{self, InitialCluster, Member},
+    record::EtcdId,
+};
 
 /// Members with their ids, in the order of their names.
 pub(super) struct Cluster {
@@ -21,10 +22,10 @@ pub(super) fn cluster(
     warnings: &mut Vec<String>,
 ) -> Result<Cluster, Refusal> {
     let named = match &asked.initial_cluster {
-        Some(text) => parse(text)?,
-        None => recorded(source, warnings)?,
+        Some(text) => InitialCluster::parse(text)?,
+        None => checked(recorded(source, warnings)?)?,
     };
-    let members = checked(named, token)?;
+    let members = with_ids(&named, token)?;
     if members.len() > 1 {
         let local = members.iter().filter(|member| member.peer_urls.iter().any(|url| is_loopback(host(url))));
         let local: Vec<&str> = local.map(|member| member.name.as_str()).collect();
@@ -57,69 +58,25 @@ fn left_out(member: &Recorded) -> String {
     }
 }
 
-/// Reads `n1=url,n1=url,n2=url`; the URLs of one name are one member's.
-fn parse(text: &str) -> Result<Vec<(String, Vec<String>)>, Refusal> {
-    let mut members = BTreeMap::<String, Vec<String>>::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let pair = part.split_once('=').filter(|(name, url)| !name.trim().is_empty() && !url.trim().is_empty());
-        let (name, url) = pair.ok_or_else(|| Refusal::NotAPair { part: part.to_owned() })?;
-        members.entry(name.trim().to_owned()).or_default().push(url.trim().to_owned());
-    }
-    if members.is_empty() {
-        Err(Refusal::NotAPair { part: text.to_owned() })
-    } else {
-        Ok(members.into_iter().collect())
-    }
-}
-
-/// Names, URLs and ids as etcd demands them at its start; what it would die of is refused here.
-fn checked(named: Vec<(String, Vec<String>)>, token: &str) -> Result<Vec<Planned>, Refusal> {
-    let mut members = Vec::<Planned>::new();
-    let mut owners = BTreeMap::<String, String>::new();
-    for (name, mut urls) in named {
-        if members.iter().any(|member| member.name == name) {
-            return Err(Refusal::DuplicateName { name });
-        }
-        if urls.is_empty() {
-            return Err(Refusal::NoUrl { member: name });
-        }
-        for url in &urls {
-            check_url(url).map_err(|problem| Refusal::BadUrl { member: name.clone(), url: url.clone(), problem })?;
-            if let Some(other) = owners.insert(url.clone(), name.clone()) {
-                return Err(Refusal::DuplicateUrl { url: url.clone(), one: other, other: name });
-            }
-        }
-        urls.sort();
-        let id = member_id(&urls, token);
-        if let Some(other) = members.iter().find(|member| member.id == id || id.0 == 0) {
-            return Err(Refusal::DuplicateId { one: other.name.clone(), other: name, id });
-        }
-        members.push(Planned { name, id, peer_urls: urls, data_dir: "".into(), wal_dir: None, write: false });
-    }
+/// The members with their ids.
+fn with_ids(named: &InitialCluster, token: &str) -> Result<Vec<Planned>, Refusal> {
+    let mut members: Vec<Planned> = named.members(token)?.into_iter().map(planned).collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(members)
 }
 
-/// As etcd's `types.NewURLs` judges a peer URL (etcd 3.6 `client/pkg/types/urls.go`).
-fn check_url(url: &str) -> Result<(), &'static str> {
-    let (scheme, rest) = url.split_once("://").ok_or("it has no scheme, as in https://192.0.2.11:2380")?;
-    match scheme {
-        "unix" | "unixs" => return Ok(()),
-        "http" | "https" => {}
-        _ => return Err("its scheme is none of http, https, unix, unixs"),
+fn planned(member: Member) -> Planned {
+    let Member { id, name, peer_urls } = member;
+    Planned { name, id: EtcdId(id), peer_urls, data_dir: "".into(), wal_dir: None, write: false }
+}
+
+/// Names are told apart first: [`InitialCluster`] takes entries of one name for one member, as etcd's flag does.
+fn checked(named: Vec<(String, Vec<String>)>) -> Result<InitialCluster, Refusal> {
+    let mut seen = BTreeSet::new();
+    if let Some((name, _)) = named.iter().find(|(name, _)| !seen.insert(name)) {
+        return Err(Refusal::DuplicateName { name: name.clone() });
     }
-    if rest.contains(['/', '?', '#', '@', ' ']) || rest.chars().any(char::is_control) {
-        return Err("it takes an address and a port and nothing behind them");
-    }
-    let (address, port) = rest.rsplit_once(':').ok_or("it has no port")?;
-    let bracketed = address.starts_with('[') && address.ends_with(']');
-    if address.is_empty() || (address.contains(':') && !bracketed) {
-        return Err("it has no address before the port; IPv6 is written in brackets");
-    }
-    match port.parse::<u16>() {
-        Ok(0) | Err(_) => Err("its port is none"),
-        Ok(_) => Ok(()),
-    }
+    Ok(InitialCluster::new(named)?)
 }
 
 fn host(url: &str) -> &str {
@@ -132,36 +89,16 @@ fn is_loopback(host: &str) -> bool {
     bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn first_eight(digest: impl IntoIterator<Item = u8>) -> EtcdId {
-    EtcdId(digest.into_iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(byte)))
-}
-
-fn member_id(sorted_urls: &[String], token: &str) -> EtcdId {
-    let mut sha = Sha1::new();
-    for url in sorted_urls {
-        sha.update(url.as_bytes());
-    }
-    sha.update(token.as_bytes());
-    first_eight(sha.finalize())
-}
-
 fn cluster_id(members: &[Planned]) -> EtcdId {
     let mut ids: Vec<u64> = members.iter().map(|member| member.id.0).collect();
     ids.sort_unstable();
-    let mut sha = Sha1::new();
-    for id in ids {
-        sha.update(id.to_be_bytes());
-    }
-    first_eight(sha.finalize())
+    EtcdId(membership::cluster_id(ids))
 }
 
 /// Compares a plan with itself: its names, URLs and token must make the ids that it says.
 pub(super) fn check_plan(plan: &RestorePlan) -> Result<(), Refusal> {
     let named = plan.members.iter().map(|member| (member.name.clone(), member.peer_urls.clone())).collect();
-    let members = checked(named, &plan.token)?;
-    if members.is_empty() {
-        return Err(Refusal::Plan(PlanFault::Json("it has no members".to_owned())));
-    }
+    let members = with_ids(&checked(named)?, &plan.token)?;
     for member in &members {
         let planned = plan.members.iter().find(|planned| planned.name == member.name).map_or(member.id, |p| p.id);
         if planned != member.id {
@@ -247,15 +184,6 @@ fn dir_name(name: &str, id: EtcdId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_are_those_of_etcds_own_tools() {
-        let text = "m1=http://127.0.0.1:21380,m2=http://127.0.0.1:22380,m3=http://127.0.0.1:23380";
-        let members = checked(parse(text).unwrap(), "tok").unwrap();
-        let ids: Vec<String> = members.iter().map(|member| member.id.to_string()).collect();
-        assert_eq!(ids, ["95dcb2c5cb1427d6", "117b9266988c4966", "599de7774412011f"]);
-        assert_eq!(cluster_id(&members).to_string(), "ec9dd700b0959a79");
-    }
 
     #[test]
     fn names_that_are_no_file_names_become_ids() {

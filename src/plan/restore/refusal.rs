@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::record::{EtcdId, Sha256Hex};
+use crate::{
+    etcd::membership,
+    record::{EtcdId, Sha256Hex},
+};
 
 /// A member that could be meant, and its peer URLs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,53 +62,14 @@ pub enum Refusal {
         /// The file.
         file: String,
     },
-    /// The text of `--initial-cluster`, or one part of it.
-    #[error("`{part}` in --initial-cluster is not NAME=URL")]
-    NotAPair {
-        /// The part.
-        part: String,
-    },
-    /// A peer URL that etcd does not take.
-    #[error("member {member}: `{url}` is no peer URL: {problem}")]
-    BadUrl {
-        /// Whose.
-        member: String,
-        /// As written.
-        url: String,
-        /// What is wrong.
-        problem: &'static str,
-    },
-    /// A member without any peer URL.
-    #[error("member {member} has no peer URL")]
-    NoUrl {
-        /// Who.
-        member: String,
-    },
-    /// One URL, two members.
-    #[error("peer URL {url} belongs to {one} and to {other}: each needs its own")]
-    DuplicateUrl {
-        /// The URL.
-        url: String,
-        /// A member.
-        one: String,
-        /// Another, or the same once more.
-        other: String,
-    },
+    /// Names, URLs or ids that make no cluster.
+    #[error(transparent)]
+    Members(#[from] membership::Error),
     /// Two members of one name.
     #[error("two members are called {name}")]
     DuplicateName {
         /// The name.
         name: String,
-    },
-    /// Two members whose URLs and token make one id, or the id 0.
-    #[error("members {one} and {other} would have the same id {id}")]
-    DuplicateId {
-        /// A member.
-        one: String,
-        /// Another.
-        other: String,
-        /// Theirs.
-        id: EtcdId,
     },
     /// Ids and token are those of the cluster that was backed up.
     #[error(
