@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, RenameFlags},
     io::Errno,
 };
 
@@ -188,6 +188,26 @@ impl Drop for PendingDir {
             tracing::warn!(path = %self.path.display(), %error, "could not remove what was half written; the next run does");
         }
     }
+}
+
+/// Renames what lies on one file system, to a name that is free; both names are durable then.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] with the path where the name is taken; else what the system says.
+pub fn rename_new(from: &Path, to: &Path) -> Result<(), PathError> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that does not know the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if fs::symlink_metadata(to).is_ok() {
+                return Err(io::Error::from(io::ErrorKind::AlreadyExists)).at(to);
+            }
+            #[allow(clippy::disallowed_methods, reason = "this is the place that publishes")]
+            fs::rename(from, to).at(to)?;
+        }
+        result => result.map_err(io::Error::from).at(to)?,
+    }
+    sync_parent(from)?;
+    sync_parent(to)
 }
 
 /// Removes a directory so that it is whole or gone under its name: renamed to `.partial-<name>` first, then emptied.

@@ -1,5 +1,7 @@
 //! `restore`: what was asked, and the plan for people.
 
+mod next;
+
 use std::{
     fs::File,
     io::Read as _,
@@ -8,6 +10,7 @@ use std::{
 
 use clap::Args;
 use rustix::fs::Access;
+use serde::Serialize;
 
 use super::{
     Answer, Context,
@@ -18,7 +21,7 @@ use super::{
 use crate::{
     at::At as _,
     etcd::Series,
-    ops::restore::{self, Request},
+    ops::restore::{self, Done, Request},
     plan::restore::{Asked, RestorePlan, parse},
 };
 
@@ -152,7 +155,35 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<Answer, Fail
     if arguments.dry_run {
         return Answer::new(&ready.plan, plan_text(&ready.plan), None);
     }
-    Err(Failure::usage("this version plans a restore and does not carry it out; add --dry-run"))
+    if ready.plan.written().next().is_none() {
+        return Err(Failure::internal("the plan writes nobody"));
+    }
+    let done = tokio::task::block_in_place(|| restore::execute(&ready, &context.cancel))?;
+    let accepted = accept(found, &ready.plan);
+    let text = done_text(&ready.plan, &done, accepted);
+    Answer::new(&Reply { plan: &ready.plan, written: &done }, text, None)
+}
+
+#[derive(Serialize)]
+struct Reply<'a> {
+    #[serde(flatten)]
+    plan: &'a RestorePlan,
+    /// What was written and how it was proved; a dry run has none.
+    written: &'a Done,
+}
+
+/// Lets the store that the backup came from take the restored cluster's backups as well. Nothing is lost where that fails: `backup` names the
+/// command, too.
+fn accept(found: source::Found, plan: &RestorePlan) -> bool {
+    let source::Found { source, store: Some((mut store, _)) } = found else { return false };
+    if source.backup.is_none_or(|backup| backup.index.store_id != store.id()) {
+        return false;
+    }
+    let accepted = store.lock().and_then(|lock| store.accept_cluster(&lock, plan.cluster_id));
+    if let Err(error) = &accepted {
+        tracing::warn!("the store does not take the restored cluster yet: {error}");
+    }
+    accepted.is_ok()
 }
 
 fn read_plan(path: &Path) -> Result<RestorePlan, Failure> {
@@ -202,5 +233,23 @@ fn plan_text(plan: &RestorePlan) -> String {
         text.line(format!("moved aside: {} to {}", moved.from.display(), moved.to.display()));
     }
     text.line(format!("at the most {} are written", size(plan.bytes)));
+    text.into_string()
+}
+
+/// What was done, and what is left to do.
+fn done_text(plan: &RestorePlan, done: &Done, accepted: bool) -> String {
+    let mut text = Text::from(plan_text(plan));
+    text.line("");
+    text.line(format!("written    {} rows, {} each", done.rows, size(done.database_bytes)));
+    text.line(format!(
+        "proved     HashKV {:08x} at revision {}: the snapshot's and what was written",
+        done.hash_kv_at_snapshot, plan.revision
+    ));
+    text.line(format!(
+        "expect     HashKV {:08x} at revision {} from each member, before its first write",
+        done.hash_kv_after, done.revision_after
+    ));
+    text.line("");
+    text.line(next::steps(plan, accepted));
     text.into_string()
 }

@@ -1,20 +1,32 @@
 //! Restore: gather facts, ask [`crate::plan::restore`], write, reopen and compare, move aside, publish.
 
-pub mod examine;
-pub mod ground;
-pub mod host;
+mod compare;
+mod execute;
+mod ground;
+mod host;
 mod living;
+mod publish;
+mod sink;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use self::examine::Examined;
+pub use self::execute::{Done, execute};
 use crate::{
     at::PathError,
     catalog::Catalog,
-    etcd::bbolt::Db,
+    etcd::{
+        Series,
+        bbolt::Db,
+        data_dir,
+        mvcc::AlarmKind,
+        survey::{Survey, Wants, survey},
+    },
     plan::restore::{self, Asked, Recorded, Refusal, RestorePlan, Seen, SourceFacts},
     policy::Policy,
     record::BackupId,
@@ -22,6 +34,9 @@ use crate::{
     source::{self, Bytes, Source},
     store::Store,
 };
+
+/// Kubernetes is known by the first two segments of its keys.
+const WANTS: Wants = Wants { depth: 2, largest: 0 };
 
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +77,29 @@ pub enum Error {
         path: PathBuf,
         /// Its storage version.
         version: String,
+    },
+    /// The data directories could not be written.
+    #[error("the database was not written: {0}")]
+    Write(#[from] data_dir::Error),
+    /// What was written is not what was read.
+    #[error("{} was written and read again, and is not what was to be written\n  {problem}\n  it was removed; nothing has a final name", path.display())]
+    Differs {
+        /// The file under its temporary name.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Another restore is at work at the same place.
+    #[error("another restore writes there: it holds {}", path.display())]
+    Busy {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// An etcd was started meanwhile.
+    #[error("{} is in use since this restore began\n  nothing was changed", path.display())]
+    Started {
+        /// The data directory.
+        path: PathBuf,
     },
     /// The caller's cancellation came first.
     #[error("interrupted")]
@@ -104,7 +142,7 @@ pub struct Ready {
     /// The source's database.
     pub db: Db<Bytes>,
     /// What it holds.
-    pub examined: Examined,
+    pub survey: Survey,
 }
 
 /// Opens the source, looks at the hosts and the ground, and decides.
@@ -112,8 +150,8 @@ pub struct Ready {
 /// # Errors
 /// [`Error`]; nothing was changed.
 pub async fn plan(request: &Request<'_>) -> Result<Ready, Error> {
-    let (db, digests, examined) = tokio::task::block_in_place(|| open(request))?;
-    let facts = facts(request, &digests, &examined)?;
+    let (db, digests, survey) = tokio::task::block_in_place(|| open(request))?;
+    let facts = facts(request, &digests, &survey)?;
     let answers = living::ask(request, &facts).await;
     let mut seen = seen(request);
     seen.extend(answers.seen);
@@ -131,7 +169,7 @@ pub async fn plan(request: &Request<'_>) -> Result<Ready, Error> {
     };
     let grounds = draft.written().map(ground::of).collect::<Result<Vec<_>, PathError>>()?;
     let plan = draft.settle(&grounds, &answers.living, request.now)?;
-    Ok(Ready { plan, db, examined })
+    Ok(Ready { plan, db, survey })
 }
 
 fn token(request: &Request<'_>) -> String {
@@ -146,7 +184,7 @@ fn host_of(url: &str) -> Option<&str> {
 }
 
 /// Opens the source, compares it with what was signed, and walks its database.
-fn open(request: &Request<'_>) -> Result<(Db<Bytes>, Plain, Examined), Error> {
+fn open(request: &Request<'_>) -> Result<(Db<Bytes>, Plain, Survey), Error> {
     let source = request.source;
     let path = &source.path;
     let other = || source.backup.as_ref().and_then(|backup| backup.other.clone());
@@ -165,23 +203,23 @@ fn open(request: &Request<'_>) -> Result<(Db<Bytes>, Plain, Examined), Error> {
         };
         return Err(Error::Trailer { path: path.clone(), problem, missing });
     }
-    let examined = examine::examine(&db).map_err(|damage| unsound(damage.to_string()))?;
+    let survey = survey(&db, &WANTS).map_err(|damage| unsound(damage.to_string()))?;
     if let Some(backup) = &source.backup {
-        recorded(&backup.member, &examined).map_err(unsound)?;
+        recorded(&backup.member, &survey).map_err(unsound)?;
     }
-    Ok((db, plain, examined))
+    Ok((db, plain, survey))
 }
 
 /// Compares a file with what its backup's index says of it. Backups of version 0.1.0 say nothing.
-fn recorded(member: &crate::record::Member, found: &Examined) -> Result<(), String> {
+fn recorded(member: &crate::record::Member, found: &Survey) -> Result<(), String> {
     let differs = |what: &str, recorded: String, found: String| {
         if recorded == found { Ok(()) } else { Err(format!("its {what} is {found}, backup.json says {recorded}")) }
     };
     if let Some(revision) = member.revision {
-        differs("revision", revision.to_string(), found.at.revision.to_string())?;
+        differs("revision", revision.to_string(), found.revision.to_string())?;
     }
     if let Some(compact) = member.compact_revision {
-        differs("compact revision", compact.to_string(), found.at.compact_revision.to_string())?;
+        differs("compact revision", compact.to_string(), found.compact_revision.to_string())?;
     }
     match member.hash_kv {
         Some(hash) => differs("HashKV", format!("{hash:08x}"), format!("{:08x}", found.hash_kv)),
@@ -189,10 +227,11 @@ fn recorded(member: &crate::record::Member, found: &Examined) -> Result<(), Stri
     }
 }
 
-fn facts(request: &Request<'_>, plain: &Plain, examined: &Examined) -> Result<SourceFacts, Error> {
+fn facts(request: &Request<'_>, plain: &Plain, survey: &Survey) -> Result<SourceFacts, Error> {
     let source = request.source;
-    let newer = |version: &String| Error::Newer { path: source.path.clone(), version: version.clone() };
-    let etcd = examined.etcd.as_ref().map_err(newer)?;
+    let (major, minor) = survey.schema;
+    let newer = |_| Error::Newer { path: source.path.clone(), version: format!("{major}.{minor}") };
+    let etcd: Series = format!("{major}.{minor}").parse().map_err(newer)?;
     let index = source.backup.as_ref().map(|backup| &backup.index);
     // The member list that the members gave: what a file of etcd 3.4 says of them may be older.
     let listed: Vec<Recorded> = index.map_or_else(Vec::new, |index| {
@@ -206,15 +245,36 @@ fn facts(request: &Request<'_>, plain: &Plain, examined: &Examined) -> Result<So
         file: source.path.display().to_string(),
         sha256: plain.sha256,
         bytes: plain.bytes,
-        revision: examined.at.revision,
-        compact_revision: examined.at.compact_revision,
-        hash_kv: Some(examined.hash_kv),
-        etcd: *etcd,
+        revision: survey.revision,
+        compact_revision: survey.compact_revision,
+        hash_kv: Some(survey.hash_kv),
+        etcd,
         cluster: index.map(|index| index.cluster_id),
-        members: if listed.is_empty() { examined.members.clone() } else { listed },
-        alarms: examined.alarms.clone(),
-        kubernetes: examined.kubernetes,
+        members: if listed.is_empty() { in_file(survey) } else { listed },
+        alarms: alarms(survey),
+        kubernetes: survey.prefixes.keys().any(|prefix| prefix.ends_with(b"/namespaces")),
     })
+}
+
+/// The members as the file has them.
+fn in_file(survey: &Survey) -> Vec<Recorded> {
+    let recorded = survey.members.values().map(|member| Recorded {
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        learner: member.learner,
+    });
+    recorded.collect()
+}
+
+/// Alarms, each kind once.
+fn alarms(survey: &Survey) -> Vec<String> {
+    let name = |kind| match kind {
+        AlarmKind::NoSpace => "NOSPACE".to_owned(),
+        AlarmKind::Corrupt => "CORRUPT".to_owned(),
+        AlarmKind::Other(kind) => format!("of kind {kind}"),
+    };
+    let kinds: BTreeSet<AlarmKind> = survey.alarms.iter().map(|alarm| alarm.kind).collect();
+    kinds.into_iter().map(name).collect()
 }
 
 /// The highest revisions that the store's journal and its backups know of.

@@ -88,6 +88,10 @@ impl From<restore::Error> for Failure {
     fn from(error: restore::Error) -> Self {
         use restore::Error;
         let words = error.to_string();
+        if error.is_no_space() {
+            let message = format!("{words}\n  nothing was changed");
+            return Self::new(NO_SPACE, "no_space", message, "free space there".to_owned());
+        }
         match error {
             Error::Io(error) => error.into(),
             Error::Source(error) => error.into(),
@@ -103,6 +107,20 @@ impl From<restore::Error> for Failure {
             }
             Error::Newer { .. } => {
                 Self::new(FAILED, "newer_etcd", words, "restore it with the etcdutl of that release".to_owned())
+            }
+            Error::Write(_) => {
+                Self::new(FAILED, "write", words, "nothing has a final name; try another file system".to_owned())
+            }
+            Error::Differs { .. } => Self::new(
+                NOT_VERIFIED,
+                "differs",
+                words,
+                "look at the disk (`dmesg`), then restore to another one".to_owned(),
+            ),
+            Error::Busy { .. } => Self::new(LOCKED, "locked", words, "wait for it".to_owned()),
+            Error::Started { path } => {
+                let hint = format!("stop that etcd; `fuser -v {}/member/snap/db` shows who it is", shell_quote(&path));
+                Self::new(LOCKED, "in_use", words, hint)
             }
             Error::Interrupted => Self::new(INTERRUPTED, "interrupted", "interrupted: nothing was changed", None),
         }

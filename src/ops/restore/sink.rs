@@ -1,0 +1,178 @@
+//! One database, written to several files at once and read back from each.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use rustix::fs::{Advice, Mode, OFlags};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    at::{At as _, PathError},
+    etcd::{bbolt::WriteAt, data_dir},
+};
+
+/// What direct I/O wants of memory on every device of today.
+const ALIGN: usize = 4096;
+
+/// Writes the same chunks to every file, past the page cache where the file system can: three databases would only push out of memory what the
+/// host works with, and what is read back shall come from the device.
+pub(super) struct Tee<'a> {
+    files: Vec<(PathBuf, File)>,
+    chunks: Vec<Chunk>,
+    cancel: &'a CancellationToken,
+    failed: Option<PathError>,
+}
+
+/// What was written where.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    offset: u64,
+    length: usize,
+    crc: u32,
+}
+
+impl<'a> Tee<'a> {
+    /// Creates the files, none of which may exist.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn create(paths: Vec<PathBuf>, cancel: &'a CancellationToken) -> Result<Self, PathError> {
+        let mut files = Vec::new();
+        for path in paths {
+            let file = data_dir::create_file(&path).at(&path)?;
+            // Where it is not to be had, writing goes through the cache.
+            let direct = set_direct(&file, true);
+            tracing::debug!(path = %path.display(), direct, "a database is written");
+            files.push((path, file));
+        }
+        Ok(Self { files, chunks: Vec::new(), cancel, failed: None })
+    }
+
+    /// The path of the file that failed, and how; the writer above knows only that one did.
+    pub fn failure(&mut self) -> Option<PathError> {
+        self.failed.take()
+    }
+
+    /// Makes the files durable.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn sync(&self) -> Result<(), PathError> {
+        each(&self.files, |(path, file)| file.sync_all().at(path)).map(drop)
+    }
+
+    /// Reads every file back, from the device where that can be had, and compares it with what was written: which file differs, and where.
+    ///
+    /// # Errors
+    /// What the system says, with the path.
+    pub fn read_back(&self) -> Result<Option<(PathBuf, u64)>, PathError> {
+        let differing = each(&self.files, |(path, _)| self.read_one(path))?;
+        Ok(differing.into_iter().flatten().next())
+    }
+
+    fn read_one(&self, path: &Path) -> Result<Option<(PathBuf, u64)>, PathError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from).map_err(io::Error::from);
+        let file = open(flags | OFlags::DIRECT).or_else(|_| open(flags)).at(path)?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(io::Error::from).at(path)?;
+        let longest = self.chunks.iter().map(|chunk| chunk.length).max().unwrap_or(0);
+        let mut memory = vec![0; longest.saturating_add(ALIGN)];
+        let begin = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let length: u64 = self.chunks.iter().map(|chunk| chunk.length as u64).sum();
+        if file.metadata().at(path)?.len() != length {
+            return Ok(Some((path.to_owned(), length)));
+        }
+        for chunk in &self.chunks {
+            let end = begin.saturating_add(chunk.length);
+            let bytes = memory.get_mut(begin..end).unwrap_or_default();
+            file.read_exact_at(bytes, chunk.offset).at(path)?;
+            if crc32c::crc32c(bytes) != chunk.crc {
+                return Ok(Some((path.to_owned(), chunk.offset)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl WriteAt for &mut Tee<'_> {
+    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.chunks.push(Chunk { offset, length: bytes.len(), crc: crc32c::crc32c(bytes) });
+        each(&self.files, |(path, file)| write_one(file, bytes, offset).at(path)).map(drop).map_err(|error| {
+            let kind = error.source.kind();
+            self.failed = Some(error);
+            kind.into()
+        })
+    }
+}
+
+fn write_one(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    match file.write_all_at(bytes, offset) {
+        // A device of larger blocks, or a file system that takes the flag and not the write.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput && set_direct(file, false) => {
+            file.write_all_at(bytes, offset)
+        }
+        result => result,
+    }
+}
+
+/// Whether the file has the flag now as it should.
+fn set_direct(file: &File, on: bool) -> bool {
+    let Ok(flags) = rustix::fs::fcntl_getfl(file) else { return false };
+    let flags = if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+    rustix::fs::fcntl_setfl(file, flags).is_ok()
+}
+
+/// Does the same for each on a thread of its own, and waits for all.
+fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R, PathError> + Sync) -> Result<Vec<R>, PathError> {
+    let [first, others @ ..] = items else { return Ok(Vec::new()) };
+    thread::scope(|scope| {
+        let others: Vec<_> = others.iter().map(|item| scope.spawn(|| work(item))).collect();
+        let mut results = vec![work(first)];
+        results.extend(others.into_iter().map(|handle| {
+            let gone = || io::Error::other("a thread ended early");
+            handle.join().unwrap_or_else(|_panic| Err(gone()).at(Path::new("")))
+        }));
+        results.into_iter().collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn every_file_gets_every_byte_and_a_changed_one_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..3).map(|number| dir.path().join(number.to_string())).collect();
+        let cancel = CancellationToken::new();
+        let mut tee = Tee::create(paths.clone(), &cancel).unwrap();
+        let chunk: Vec<u8> = (0..8192_u32).map(|number| number.to_le_bytes()[0]).collect();
+        // Out of order, as the head comes last, and not aligned in memory.
+        (&mut tee).write_all_at(&chunk[..4096], 4096).unwrap();
+        (&mut tee).write_all_at(&chunk[4096..], 0).unwrap();
+        tee.sync().unwrap();
+        let whole = [&chunk[4096..], &chunk[..4096]].concat();
+        for path in &paths {
+            assert_eq!(fs::read(path).unwrap(), whole);
+        }
+        assert_eq!(tee.read_back().unwrap(), None);
+        let mut changed = whole.clone();
+        changed[5000] ^= 1;
+        fs::write(&paths[2], &changed).unwrap();
+        assert_eq!(tee.read_back().unwrap(), Some((paths[2].clone(), 4096)));
+        fs::write(&paths[2], &whole[..8000]).unwrap();
+        assert_eq!(tee.read_back().unwrap().unwrap().0, paths[2]);
+        cancel.cancel();
+        assert!((&mut tee).write_all_at(&chunk, 8192).is_err());
+    }
+}
