@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, RenameFlags},
+    fs::{AtFlags, CWD, Mode, OFlags},
     io::Errno,
 };
 
@@ -195,17 +195,11 @@ impl Drop for PendingDir {
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`] with the path where the name is taken; else what the system says.
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), PathError> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system that does not know the flag.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            if fs::symlink_metadata(to).is_ok() {
-                return Err(io::Error::from(io::ErrorKind::AlreadyExists)).at(to);
-            }
-            #[allow(clippy::disallowed_methods, reason = "this is the place that publishes")]
-            fs::rename(from, to).at(to)?;
-        }
-        result => result.map_err(io::Error::from).at(to)?,
+    if fs::symlink_metadata(to).is_ok() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists)).at(to);
     }
+    #[allow(clippy::disallowed_methods, reason = "this is the place that publishes")]
+    fs::rename(from, to).at(to)?;
     sync_parent(from)?;
     sync_parent(to)
 }

@@ -13,9 +13,12 @@ mod site;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    fs::File,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     sync::LazyLock,
+    thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -23,6 +26,8 @@ use servers::{
     ask,
     etcd::{Cluster, Options},
     fill,
+    preload::{self, Steps},
+    process,
 };
 use site::{Answer, Site, names};
 
@@ -286,4 +291,115 @@ fn a_mounted_or_shared_directory_keeps_what_is_not_etcds() {
     assert_eq!(fs::read_to_string(target.join("note")).unwrap(), "keep me");
     let found = names(&target);
     assert_eq!((found.len(), found.contains(&"member".to_owned())), (3, true), "{found:?}");
+}
+
+/// What a kill left of a directory that held an old database.
+fn left(target: &Path) -> &'static str {
+    match fs::read(target.join("member/snap/db")) {
+        Ok(bytes) if bytes == b"old" => "old",
+        Ok(bytes) => {
+            assert!(bytes.len() > 4096, "half a database");
+            assert!(names(&target.join("member/snap")).len() == 2 && !names(&target.join("member/wal")).is_empty());
+            "new"
+        }
+        Err(_) => "aside",
+    }
+}
+
+#[test]
+fn a_kill_at_any_step_leaves_the_old_or_the_new_and_the_next_run_sweeps() {
+    let single = &*SINGLE;
+    let run = |target: &Path, kill_at: Option<usize>, log: &Path| {
+        let arguments = single.alone(&single.snapshot, &["--replace", "--data-dir", text(target), "--output", "json"]);
+        let mut command = single.site.command(&[&["restore"], &arguments[..]].concat());
+        Steps { kill_at, ..Steps::default() }.apply(&mut command, log);
+        command.output().unwrap()
+    };
+    let mut seen = Vec::new();
+    for step in 1.. {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, log) = (dir.path().join("etcd"), dir.path().join("steps.log"));
+        fs::create_dir_all(target.join("member/snap")).unwrap();
+        fs::write(target.join("member/snap/db"), "old").unwrap();
+        let output = run(&target, Some(step), &log);
+        if output.status.signal() != Some(9) {
+            assert!(output.status.success(), "{output:?}");
+            assert!(preload::steps(&log).len() >= 8, "{:?}", preload::steps(&log));
+            break;
+        }
+        seen.push(left(&target));
+        let old = names(dir.path()).into_iter().find(|name| name.starts_with("etcd.etcd-dr-"));
+        if left(&target) != "old" {
+            let old = dir.path().join(old.expect("the old directory is kept")).join("member/snap/db");
+            assert_eq!(fs::read(old).unwrap(), b"old");
+        }
+        // What stands there by now is moved aside in its turn, in another second than before.
+        thread::sleep(Duration::from_secs(1));
+        let again = run(&target, None, &log);
+        assert!(again.status.success(), "after step {step}: {again:?}");
+        assert_eq!(left(&target), "new", "after step {step}");
+        let rests: Vec<String> = names(dir.path()).into_iter().filter(|name| name.starts_with('.')).collect();
+        assert!(rests.is_empty(), "after step {step}: {rests:?}");
+    }
+    assert!(seen.contains(&"old") && seen.contains(&"new"), "{seen:?}");
+}
+
+#[test]
+fn an_interrupted_restore_leaves_nothing() {
+    let single = &*SINGLE;
+    let mut interrupted = 0;
+    for wait in (0..400).step_by(20) {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("made/for/it");
+        let arguments = single.alone(&single.snapshot, &["--data-dir", text(&out), "--output", "json"]);
+        let child = single.site.start(&[&["restore"], &arguments[..]].concat());
+        thread::sleep(Duration::from_millis(wait));
+        process::signal(&child, rustix::process::Signal::INT);
+        let output = child.wait_with_output().unwrap();
+        match output.status.code() {
+            Some(0) => assert!(out.join("member/snap/db").exists()),
+            // Before the signals are listened for, the kernel's own end.
+            Some(130) | None => {
+                interrupted += i32::from(output.status.code().is_some());
+                assert!(names(dir.path()).is_empty(), "after {wait} ms: {:?}", names(dir.path()));
+            }
+            code => panic!("{code:?}: {output:?}"),
+        }
+    }
+    assert!(interrupted > 0, "no signal came in time");
+}
+
+#[test]
+fn two_restores_at_one_place_do_not_meet() {
+    let single = &*SINGLE;
+    let dir = tempfile::tempdir().unwrap();
+    let (target, rest) = (dir.path().join("etcd"), dir.path().join(".partial-etcd-dr-restore-etcd"));
+    fs::create_dir(&rest).unwrap();
+    let lock = File::open(&rest).unwrap();
+    lock.lock().unwrap();
+    single.refused(&single.alone(&single.snapshot, &["--data-dir", text(&target)]), 11, &["another restore"]);
+    drop(lock);
+    let arguments = single.alone(&single.snapshot, &["--data-dir", text(&target)]);
+    let answer = single.site.run(&[&["restore"], &arguments[..]].concat()).expect_code(0);
+    assert!(answer.stderr.contains("swept"), "{answer:?}");
+    assert_eq!(names(dir.path()), ["etcd"]);
+    assert!(answer.stdout.contains("what is left to do") && answer.stdout.contains("--accept-cluster"), "{answer:?}");
+}
+
+#[test]
+fn a_bit_that_turns_on_the_disk_is_seen_before_anything_has_its_name() {
+    let single = &*SINGLE;
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let arguments =
+        ["--snapshot", text(&single.snapshot), "--allow-unsigned", "--all-members", "--output-dir", text(&out)];
+    let cluster = "k8s=https://192.0.2.1:2380,b=https://192.0.2.2:2380,c=https://192.0.2.3:2380";
+    let more = ["--initial-cluster", cluster, "--force", "--output", "json"];
+    let mut command = single.site.command(&[&["restore"], &arguments[..], &more].concat());
+    let log = dir.path().join("steps.log");
+    Steps { flip: Some("restore-c/new/member/snap/db".to_owned()), ..Steps::default() }.apply(&mut command, &log);
+    let answer = Answer::from(command.output().unwrap()).expect_code(20);
+    assert_eq!(preload::flips(&log).len(), 1);
+    assert!(error(&answer).contains("gives back other bytes"), "{answer:?}");
+    assert_eq!(names(dir.path()), ["steps.log"]);
 }

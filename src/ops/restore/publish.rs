@@ -233,3 +233,29 @@ fn take_back(done: &[(PathBuf, PathBuf)]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::restore::Moved;
+
+    #[test]
+    fn a_rename_that_fails_takes_back_those_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["a", "b", "taken"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let json = serde_json::json!({
+            "schema": RestorePlan::SCHEMA, "source": "x", "file": "x", "source_sha256": "ab".repeat(32), "source_bytes": 1,
+            "revision": 1, "compact_revision": -1, "source_etcd": "3.6", "etcd": "3.6", "bump": 0, "bump_reason": "",
+            "token": "t", "cluster_id": "1", "members": [], "bytes": 0, "moved_aside": [],
+        });
+        let mut plan: RestorePlan = serde_json::from_value(json).unwrap();
+        let moved = |from, to| Moved { from: path(from), to: path(to) };
+        plan.moved_aside = vec![moved("a", "free"), moved("b", "taken")];
+        let error = publish(&plan, Targets::default()).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists);
+        assert!(path("a").exists() && path("b").exists() && !path("free").exists());
+    }
+}
