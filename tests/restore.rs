@@ -159,12 +159,12 @@ impl Single {
         }
         assert!(names(out.path()).is_empty(), "{:?}", names(out.path()));
     }
+}
 
-    /// The arguments by which the snapshot alone is restored.
-    fn alone<'a>(&self, file: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-        let always = ["--snapshot", text(file), "--allow-unsigned", "--member", "k8s", "--force"];
-        always.into_iter().chain(more.iter().copied()).collect()
-    }
+/// The arguments by which a file alone is restored.
+fn alone<'a>(file: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let always = ["--snapshot", text(file), "--allow-unsigned", "--member", "k8s", "--force"];
+    always.into_iter().chain(more.iter().copied()).collect()
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn a_file_alone_boots_and_its_leases_and_revisions_are_those_planned() {
     let single = &*SINGLE;
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("k8s.etcd");
-    let mut arguments = single.alone(&single.snapshot, &["--data-dir", text(&target)]);
+    let mut arguments = alone(&single.snapshot, &["--data-dir", text(&target)]);
     let initial = single.cluster.initial_cluster();
     arguments.extend(["--initial-cluster", &initial, "--output", "json"]);
     let done = single.site.run(&[&["restore"], &arguments[..]].concat()).expect_code(0).json();
@@ -195,19 +195,19 @@ fn what_is_no_snapshot_is_named() {
         path
     };
     let text_file = write("text", b"this is a note, not a database\n");
-    single.refused(&single.alone(&text_file, &[]), 20, &["text"]);
+    single.refused(&alone(&text_file, &[]), 20, &["text"]);
     let gzip = write("gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\x03 and so on");
-    single.refused(&single.alone(&gzip, &[]), 20, &["gzip"]);
-    single.refused(&single.alone(&write("empty", b""), &[]), 20, &["empty file"]);
+    single.refused(&alone(&gzip, &[]), 20, &["gzip"]);
+    single.refused(&alone(&write("empty", b""), &[]), 20, &["empty file"]);
     let cut = write("cut", &good[..good.len() / 2 / 4096 * 4096]);
-    single.refused(&single.alone(&cut, &[]), 20, &["cut", "bytes"]);
+    single.refused(&alone(&cut, &[]), 20, &["cut", "bytes"]);
     let bare = write("bare", &good[..good.len() - 32]);
-    single.refused(&single.alone(&bare, &[]), 20, &["SHA-256 that etcd appends", "--skip-hash-check"]);
+    single.refused(&alone(&bare, &[]), 20, &["SHA-256 that etcd appends", "--skip-hash-check"]);
     let mut flipped = good.clone();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
     let flipped = write("flipped", &flipped);
-    single.refused(&single.alone(&flipped, &[]), 20, &["trailer says SHA-256"]);
+    single.refused(&alone(&flipped, &[]), 20, &["trailer says SHA-256"]);
     single.refused(&["--snapshot", "/nowhere/x.db", "--allow-unsigned"], 10, &["is not there"]);
     single.refused(&["--snapshot", "20260101T000000Z-0000"], 10, &["there is no backup"]);
     single.refused(
@@ -230,10 +230,10 @@ fn what_is_no_snapshot_is_named() {
 fn what_cannot_be_planned_is_named() {
     let single = &*SINGLE;
     let file = &single.snapshot;
-    let refused = |more: &[&str], code: i32, words: &[&str]| single.refused(&single.alone(file, more), code, words);
-    let alone = ["--snapshot", text(file), "--allow-unsigned"];
-    single.refused(&[&alone[..], &["--member", "k9s"]].concat(), 2, &["no member is called k9s", "k8s  https://"]);
-    single.refused(&alone, 2, &["address of this host", "--member k8s"]);
+    let refused = |more: &[&str], code: i32, words: &[&str]| single.refused(&alone(file, more), code, words);
+    let nobody = ["--snapshot", text(file), "--allow-unsigned"];
+    single.refused(&[&nobody[..], &["--member", "k9s"]].concat(), 2, &["no member is called k9s", "k8s  https://"]);
+    single.refused(&nobody, 2, &["address of this host", "--member k8s"]);
     let two = "k8s=https://192.0.2.1:2380,b=https://192.0.2.2:2380";
     refused(
         &["--initial-cluster", two],
@@ -269,7 +269,7 @@ fn a_stopped_members_database_restores_where_that_is_asked_for() {
     let good = fs::read(&single.snapshot).unwrap();
     fs::write(&bare, &good[..good.len() - 32]).unwrap();
     let out = dir.path().join("out");
-    let arguments = single.alone(&bare, &["--skip-hash-check", "--data-dir", text(&out), "--output", "json"]);
+    let arguments = alone(&bare, &["--skip-hash-check", "--data-dir", text(&out), "--output", "json"]);
     let done = single.site.run(&[&["restore"], &arguments[..]].concat()).expect_code(0).json();
     let after = done["revision"].as_i64().unwrap() + BUMP;
     assert_eq!(done["written"]["revision_after"], after);
@@ -284,7 +284,7 @@ fn a_mounted_or_shared_directory_keeps_what_is_not_etcds() {
     fs::create_dir_all(target.join("member/snap")).unwrap();
     fs::write(target.join("member/snap/db"), "old").unwrap();
     fs::write(target.join("note"), "keep me").unwrap();
-    let arguments = single.alone(&single.snapshot, &["--replace", "--data-dir", text(&target), "--output", "json"]);
+    let arguments = alone(&single.snapshot, &["--replace", "--data-dir", text(&target), "--output", "json"]);
     let done = single.site.run(&[&["restore"], &arguments[..]].concat()).expect_code(0).json();
     let aside = PathBuf::from(done["moved_aside"][0]["to"].as_str().unwrap());
     assert_eq!(fs::read_to_string(aside.join("snap/db")).unwrap(), "old");
@@ -310,7 +310,7 @@ fn left(target: &Path) -> &'static str {
 fn a_kill_at_any_step_leaves_the_old_or_the_new_and_the_next_run_sweeps() {
     let single = &*SINGLE;
     let run = |target: &Path, kill_at: Option<usize>, log: &Path| {
-        let arguments = single.alone(&single.snapshot, &["--replace", "--data-dir", text(target), "--output", "json"]);
+        let arguments = alone(&single.snapshot, &["--replace", "--data-dir", text(target), "--output", "json"]);
         let mut command = single.site.command(&[&["restore"], &arguments[..]].concat());
         Steps { kill_at, ..Steps::default() }.apply(&mut command, log);
         command.output().unwrap()
@@ -351,7 +351,7 @@ fn an_interrupted_restore_leaves_nothing() {
     for wait in (0..400).step_by(20) {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("made/for/it");
-        let arguments = single.alone(&single.snapshot, &["--data-dir", text(&out), "--output", "json"]);
+        let arguments = alone(&single.snapshot, &["--data-dir", text(&out), "--output", "json"]);
         let child = single.site.start(&[&["restore"], &arguments[..]].concat());
         thread::sleep(Duration::from_millis(wait));
         process::signal(&child, rustix::process::Signal::INT);
@@ -377,9 +377,9 @@ fn two_restores_at_one_place_do_not_meet() {
     fs::create_dir(&rest).unwrap();
     let lock = File::open(&rest).unwrap();
     lock.lock().unwrap();
-    single.refused(&single.alone(&single.snapshot, &["--data-dir", text(&target)]), 11, &["another restore"]);
+    single.refused(&alone(&single.snapshot, &["--data-dir", text(&target)]), 11, &["another restore"]);
     drop(lock);
-    let arguments = single.alone(&single.snapshot, &["--data-dir", text(&target)]);
+    let arguments = alone(&single.snapshot, &["--data-dir", text(&target)]);
     let answer = single.site.run(&[&["restore"], &arguments[..]].concat()).expect_code(0);
     assert!(answer.stderr.contains("swept"), "{answer:?}");
     assert_eq!(names(dir.path()), ["etcd"]);
