@@ -161,7 +161,7 @@ fn logs_and_databases_are_those_of_the_official_tools() {
 
 fn last_revision(snapshot: &Path) -> i64 {
     let rows = rows(snapshot);
-    let (_, key) = rows.keys().filter(|(bucket, _)| bucket == b"key").next_back().unwrap();
+    let (_, key) = rows.keys().rfind(|(bucket, _)| bucket == b"key").unwrap();
     i64::from_be_bytes(key[..8].try_into().unwrap())
 }
 

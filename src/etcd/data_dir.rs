@@ -69,7 +69,7 @@ pub enum Error {
     /// The revision that was asked for is not above the source's.
     #[error("the keyspace is at revision {found}: it cannot be raised to {asked}")]
     Revision {
-        /// The last row's.
+        /// The last row's, or that of a compaction beyond it.
         found: i64,
         /// Asked for.
         asked: i64,
@@ -222,7 +222,7 @@ impl<W: WriteAt> Rewriting<'_, W> {
                 }
             }
             Bucket::Meta => {
-                self.settle_meta();
+                self.settle_meta()?;
                 for (key, value) in std::mem::take(&mut self.meta) {
                     self.writer.put(&key, &value)?;
                 }
@@ -232,7 +232,17 @@ impl<W: WriteAt> Rewriting<'_, W> {
         Ok(())
     }
 
-    fn settle_meta(&mut self) {
+    fn settle_meta(&mut self) -> Result<(), Error> {
+        if let Some(asked) = self.form.revision {
+            // Where the newest rows were compacted away, the keyspace is at the compaction and not at the last row.
+            for key in ["scheduledCompactRev", "finishedCompactRev"] {
+                let Some(mark) = self.meta.get(key.as_bytes()) else { continue };
+                let found = Revision::parse(mark)?.main;
+                if asked <= found {
+                    return Err(Error::Revision { found, asked });
+                }
+            }
+        }
         let mut put = |key: &str, value: &[u8]| {
             self.meta.insert(key.as_bytes().to_vec(), value.to_vec());
         };
@@ -251,6 +261,7 @@ impl<W: WriteAt> Rewriting<'_, W> {
         if self.form.series < Series::V3_6 {
             self.meta.remove(&b"storageVersion"[..]);
         }
+        Ok(())
     }
 
     /// Whether a row of bucket `cluster` can stay.
@@ -344,5 +355,134 @@ pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
         Ok(()) => Ok(false),
         Err(fs::TryLockError::WouldBlock) => Ok(true),
         Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::membership::tests::three, *};
+
+    type Rows = BTreeMap<(String, Vec<u8>), Vec<u8>>;
+
+    #[derive(Default)]
+    struct Collect(Rows, Vec<String>);
+
+    impl Visitor for Collect {
+        type Error = Damage;
+
+        fn bucket_begin(&mut self, name: &[u8], _: u64) -> Result<(), Damage> {
+            self.1.push(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        }
+
+        fn row(&mut self, row: Row<'_>) -> Result<(), Damage> {
+            let bucket = String::from_utf8_lossy(row.bucket).into_owned();
+            self.0.insert((bucket, row.key.to_vec()), row.value.to_vec());
+            Ok(())
+        }
+    }
+
+    fn mark(main: i64) -> Vec<u8> {
+        Revision { main, sub: 0 }.to_bytes().to_vec()
+    }
+
+    /// A source with these rows, rewritten: its rows and the names of its buckets.
+    fn rewritten(source: &[(&str, &[u8], &[u8])], form: &Form<'_>) -> Result<Collect, Error> {
+        let sorted: BTreeMap<(&str, &[u8]), &[u8]> = source.iter().map(|row| ((row.0, row.1), row.2)).collect();
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::new(file.try_clone().unwrap(), PAGE_SIZE).unwrap();
+        let mut bucket = "";
+        for ((name, key), value) in sorted {
+            if name != bucket {
+                writer.begin_bucket(name.as_bytes()).unwrap();
+                bucket = name;
+            }
+            writer.put(key, value).unwrap();
+        }
+        writer.finish().unwrap();
+        let out = tempfile::tempfile().unwrap();
+        let result = rewrite(&Db::open(file).unwrap(), form, out.try_clone().unwrap())?;
+        let mut all = Collect::default();
+        let walked = Db::open(out).unwrap().walk(&mut all).unwrap();
+        assert_eq!(result.rows, walked.rows);
+        Ok(all)
+    }
+
+    fn keys(rows: &Rows, bucket: &str) -> Vec<String> {
+        let of = rows.keys().filter(|(name, _)| name == bucket);
+        of.map(|(_, key)| String::from_utf8_lossy(key).into_owned()).collect()
+    }
+
+    const NEWEST: [(&str, &[u8], &[u8]); 9] = [
+        ("alarm", b"\x08\x01\x10\x01", b""),
+        ("cluster", b"clusterVersion", b"3.6.0"),
+        ("cluster", b"downgrade", br#"{"target-version":"3.5.0","enabled":true}"#),
+        ("members", b"1", br#"{"id":1,"peerURLs":["http://old:1"]}"#),
+        ("members_removed", b"2", b"removed"),
+        ("meta", b"confState", br#"{"voters":[1],"auto_leave":false}"#),
+        ("meta", b"consistent_index", b"\0\0\0\0\0\0\0\x09"),
+        ("meta", b"storageVersion", b"3.6.0"),
+        ("meta", b"term", b"\0\0\0\0\0\0\0\x07"),
+    ];
+
+    #[test]
+    fn a_release_gets_what_it_knows() {
+        let members = three();
+        for (series, cluster, meta) in [
+            (Series::V3_6, &["clusterVersion"][..], &["confState", "consistent_index", "storageVersion", "term"][..]),
+            (Series::V3_5, &[], &["confState", "consistent_index", "term"]),
+            (Series::V3_4, &[], &["consistent_index"]),
+        ] {
+            let form = Form { members: &members, series, revision: None, clear_alarms: series == Series::V3_4 };
+            let Collect(rows, buckets) = rewritten(&NEWEST, &form).unwrap();
+            assert_eq!(buckets, ["alarm", "cluster", "key", "lease", "members", "members_removed", "meta"], "{series}");
+            assert_eq!(keys(&rows, "cluster"), cluster, "{series}");
+            assert_eq!(keys(&rows, "meta"), meta, "{series}");
+            assert_eq!(keys(&rows, "members"), ["117b9266988c4966", "599de7774412011f", "95dcb2c5cb1427d6"]);
+            assert_eq!(keys(&rows, "members_removed"), [""; 0]);
+            assert_eq!(keys(&rows, "alarm").len(), usize::from(series != Series::V3_4));
+            let of = |key: &[u8]| rows.get(&("meta".to_owned(), key.to_vec())).map(Vec::as_slice);
+            assert_eq!(of(b"consistent_index"), Some(&3_u64.to_be_bytes()[..]));
+            assert!(series == Series::V3_4 || of(b"term") == Some(&1_u64.to_be_bytes()[..]));
+        }
+    }
+
+    /// Of a database without buckets too: nothing is a keyspace at revision 0.
+    #[test]
+    fn what_is_missing_is_made() {
+        let members = three();
+        let form = Form { members: &members, series: Series::V3_6, revision: Some(5), clear_alarms: false };
+        let Collect(rows, buckets) = rewritten(&[], &form).unwrap();
+        assert_eq!(buckets, ["cluster", "key", "lease", "members", "members_removed", "meta"]);
+        assert_eq!(rows.get(&("key".to_owned(), mark(5))).map(Vec::len), Some(0));
+        assert_eq!(rows.get(&("meta".to_owned(), b"scheduledCompactRev".to_vec())), Some(&mark(5)));
+    }
+
+    #[test]
+    fn a_compaction_beyond_the_last_row_counts_as_the_revision() {
+        let members = three();
+        let (row, scheduled) = (mark(7), mark(9));
+        let source = [("key", &row[..], &b""[..]), ("meta", b"scheduledCompactRev", &scheduled)];
+        let form = |revision| Form { members: &members, series: Series::V3_6, revision, clear_alarms: false };
+        for (asked, at) in [(7, 7), (8, 9), (9, 9)] {
+            match rewritten(&source, &form(Some(asked))) {
+                Err(Error::Revision { found, .. }) => assert_eq!(found, at),
+                other => panic!("{asked}: {:?}", other.err()),
+            }
+        }
+        let Collect(rows, _) = rewritten(&source, &form(Some(10))).unwrap();
+        assert_eq!(rows.get(&("meta".to_owned(), b"scheduledCompactRev".to_vec())), Some(&mark(10)));
+        rewritten(&source, &form(None)).unwrap();
+    }
+
+    #[test]
+    fn rows_that_no_etcd_writes_are_refused() {
+        let members = three();
+        let form = Form { members: &members, series: Series::V3_6, revision: Some(9), clear_alarms: false };
+        assert!(matches!(rewritten(&[("key", b"short", b"")], &form), Err(Error::Row(_))));
+        assert!(matches!(rewritten(&[("meta", b"scheduledCompactRev", b"7")], &form), Err(Error::Row(_))));
+        let names: Vec<String> = (0..=MOST_META).map(|i| format!("{i:05}")).collect();
+        let many: Vec<(&str, &[u8], &[u8])> = names.iter().map(|name| ("meta", name.as_bytes(), &b""[..])).collect();
+        assert!(matches!(rewritten(&many, &form), Err(Error::Meta)));
     }
 }
