@@ -157,6 +157,11 @@ fn check_url(text: &str) -> Result<(), &'static str> {
             if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
                 return Err("it has no port; etcd wants host:port");
             }
+            // Go writes these otherwise than they were given, and ids are made of what it writes.
+            let usual = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+            if !text.starts_with(url.scheme()) || !authority.bytes().all(usual) {
+                return Err("a name or an address and a port are wanted, scheme in lower case");
+            }
             let plain = url.path().trim_start_matches('/').is_empty() && !text.ends_with('/');
             if plain && url.query().is_none() && url.fragment().is_none() && url.username().is_empty() {
                 Ok(())
@@ -281,6 +286,10 @@ pub(super) mod tests {
             ("a=http://h:1/path", "behind host and port"),
             ("a=http://h:1/", "behind host and port"),
             ("a=h:2380", "scheme"),
+            ("a=HTTP://h:1", "scheme in lower case"),
+            ("a=http://h\u{e9}:1", "a name or an address"),
+            ("a=http://h\t:1", "a name or an address"),
+            ("a=http://:x@h:1", "a name or an address"),
             ("a=http://h:1,b=http://h:1", "both a's and b's"),
         ] {
             let error = InitialCluster::parse(text).unwrap_err().to_string();
