@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn it_is_byte_for_byte_the_official_tools() {
         let file = of_restored_members(&three());
-        let sha: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha = Sha256::digest(&file).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         assert_eq!(
             (file.len(), sha.as_str()),
             (7570, "d6f4b30141822e6d6991a329a6c82800d566ad7e923d9fbfbbe7da038bd3eaab")

@@ -12,7 +12,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read},
+    io::{self, BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -136,15 +136,26 @@ pub struct Tail {
     pub cluster: u64,
     /// Its promises, and the last entry that is agreed.
     pub state: HardState,
-    /// The last entry that is there.
+    /// The last entry that is there, or that the newest snapshot covers.
     pub last_index: u64,
     /// The newest snapshot that the log knows of: index.
     pub snapshot_index: u64,
+    /// Offset, in the last segment, of a record that was being written when the machine stopped: the log ends before it.
+    pub torn: Option<u64>,
+}
+
+impl Tail {
+    /// Entries that are agreed and that a database with this consistent index does not have.
+    #[must_use]
+    pub fn ahead_of(&self, consistent_index: u64) -> u64 {
+        self.state.commit.saturating_sub(consistent_index)
+    }
 }
 
 /// Reads all segments of a log in their order.
 ///
-/// A record that was being written when the machine stopped ends the log, as it does for etcd; it can only be the last segment's.
+/// A record that was being written when the machine stopped ends the log, as it does for etcd; it can only be the last segment's. A segment that
+/// is missing between two others is seen by the CRC that the later one begins with.
 ///
 /// # Errors
 /// [`Error`].
@@ -161,23 +172,26 @@ pub fn read(dir: &Path) -> Result<Tail, Error> {
         }
     }
     segments.sort();
-    let mut tail = Tail::default();
-    let mut crc = 0;
-    let count = segments.len();
-    for (path, place) in segments.iter().zip(1_usize..) {
+    let Some((newest, older)) = segments.split_last() else { return Err(Error::None(dir.to_owned())) };
+    let mut reading = Reading::default();
+    for path in older.iter().chain([newest]) {
         let file = File::open(path).map_err(at(path))?;
         let size = file.metadata().map_err(at(path))?.len();
-        let mut segment = Segment { path, size, offset: 0, last: place == count, reader: BufReader::new(file) };
-        while let Some(record) = segment.next(&mut crc)? {
-            let malformed = |error: Malformed| Error::Damaged {
-                path: path.clone(),
-                offset: record.offset,
-                problem: error.to_string(),
-            };
-            tail.take(&record).map_err(malformed)?;
+        let reader = BufReader::new(file);
+        let mut segment = Segment { path, size, offset: 0, last: path == newest, torn: None, reader };
+        while let Some(record) = segment.next(&mut reading.crc)? {
+            let damaged = |problem| Error::Damaged { path: path.clone(), offset: record.offset, problem };
+            reading.take(&record).map_err(damaged)?;
         }
+        reading.tail.torn = segment.torn;
     }
-    if count == 0 { Err(Error::None(dir.to_owned())) } else { Ok(tail) }
+    // Without it nothing else was said either, and nothing is not a lag of 0.
+    if !reading.named {
+        let problem = "no record before it says which member's log this is".to_owned();
+        return Err(Error::Damaged { path: newest.clone(), offset: reading.tail.torn.unwrap_or(0), problem });
+    }
+    let Tail { last_index, snapshot_index, .. } = reading.tail;
+    Ok(Tail { last_index: last_index.max(snapshot_index), ..reading.tail })
 }
 
 /// `<16 hex digits>-<16 hex digits>.wal`; etcd keeps others beside them while it prepares the next.
@@ -187,24 +201,49 @@ fn is_segment(path: &Path) -> bool {
     name.strip_suffix(".wal").and_then(|name| name.split_once('-')).is_some_and(|(a, b)| hex(a) && hex(b))
 }
 
-impl Tail {
-    fn take(&mut self, record: &Record) -> Result<(), Malformed> {
-        let number = |wanted: u32| -> Result<u64, Malformed> {
+/// A log that is being read.
+#[derive(Default)]
+struct Reading {
+    tail: Tail,
+    crc: u32,
+    /// Whether the metadata came: each segment repeats it.
+    named: bool,
+}
+
+impl Reading {
+    fn take(&mut self, record: &Record) -> Result<(), String> {
+        let malformed = |error: Malformed| error.to_string();
+        let number = |wanted: u32| -> Result<u64, String> {
             let mut value = 0;
             for field in Fields::new(&record.data) {
-                let field = field?;
+                let field = field.map_err(malformed)?;
                 if field.number == wanted {
-                    value = field.varint()?;
+                    value = field.varint().map_err(malformed)?;
                 }
             }
             Ok(value)
         };
+        let tail = &mut self.tail;
         match record.kind {
-            METADATA => (self.member, self.cluster) = (number(1)?, number(2)?),
-            ENTRY => self.last_index = number(3)?,
-            STATE => self.state = HardState::parse(&record.data)?,
-            SNAPSHOT => self.snapshot_index = self.snapshot_index.max(number(1)?),
-            _ => {}
+            METADATA => {
+                let (member, cluster) = (number(1)?, number(2)?);
+                if self.named && (member, cluster) != (tail.member, tail.cluster) {
+                    return Err(format!("it names member {member:x} of cluster {cluster:x}; the log is another's"));
+                }
+                (tail.member, tail.cluster, self.named) = (member, cluster, true);
+            }
+            // An entry follows the one before, or takes the place of what was not agreed, or follows a snapshot that the leader sent.
+            ENTRY => {
+                let (index, last) = (number(3)?, tail.last_index.max(tail.snapshot_index));
+                if tail.last_index != 0 && index > last.saturating_add(1) {
+                    return Err(format!("it is entry {index}, and the one before is {last}"));
+                }
+                tail.last_index = index;
+            }
+            STATE => tail.state = HardState::parse(&record.data).map_err(malformed)?,
+            SNAPSHOT => tail.snapshot_index = tail.snapshot_index.max(number(1)?),
+            CRC => {}
+            kind => return Err(format!("its type is {kind}; etcd has {METADATA} to {SNAPSHOT}")),
         }
         Ok(())
     }
@@ -221,6 +260,8 @@ struct Segment<'a> {
     size: u64,
     offset: u64,
     last: bool,
+    /// Where a record begins that was not written to its end.
+    torn: Option<u64>,
     reader: BufReader<File>,
 }
 
@@ -229,21 +270,28 @@ impl Segment<'_> {
     fn next(&mut self, crc: &mut u32) -> Result<Option<Record>, Error> {
         let offset = self.offset;
         let left = self.size.saturating_sub(offset);
-        if left < 8 {
+        if left == 0 {
             return Ok(None);
+        }
+        if left < 8 {
+            return self.broken(offset, &[], "the file ends in its length");
         }
         let mut field = [0; 8];
         self.fill(&mut field)?;
         let field = u64::from_le_bytes(field);
         if field == 0 {
-            return Ok(None);
+            return self.ended(offset);
         }
         let length = field & ((1 << 56) - 1);
         let [.., top] = field.to_le_bytes();
         let padding = if top & 0x80 == 0 { 0 } else { u64::from(top & 7) };
         let framed = length.saturating_add(padding);
-        if framed > left.saturating_sub(8) || framed > MOST_RECORD {
+        if framed > left.saturating_sub(8) {
             return self.broken(offset, &[], "it is longer than what is left of the file");
+        }
+        if framed > MOST_RECORD {
+            let problem = format!("it has {framed} bytes; {MOST_RECORD} are the most that are read");
+            return Err(Error::Damaged { path: self.path.to_owned(), offset, problem });
         }
         let mut frame = vec![0; usize::try_from(framed).unwrap_or(usize::MAX)];
         self.fill(&mut frame)?;
@@ -289,13 +337,33 @@ impl Segment<'_> {
         Ok(())
     }
 
+    /// Zeros follow to the end of the file. Where they do not, a later sector came to the disk and this one did not.
+    fn ended(&mut self, offset: u64) -> Result<Option<Record>, Error> {
+        if !self.last {
+            return Ok(None);
+        }
+        loop {
+            let bytes = self.reader.fill_buf().map_err(|source| Error::Io { path: self.path.to_owned(), source })?;
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            if bytes.iter().any(|byte| *byte != 0) {
+                self.torn = Some(offset);
+                return Ok(None);
+            }
+            let read = bytes.len();
+            self.reader.consume(read);
+        }
+    }
+
     /// What could not be read is the end where the machine stopped in the middle of it: the last segment, and a sector that is still zero.
-    fn broken(&self, offset: u64, frame: &[u8], problem: &str) -> Result<Option<Record>, Error> {
+    fn broken(&mut self, offset: u64, frame: &[u8], problem: &str) -> Result<Option<Record>, Error> {
         let begin = usize::try_from(offset.saturating_add(8)).ok().and_then(|at| at.checked_rem(SECTOR)).unwrap_or(0);
         let (head, rest) = frame.split_at_checked(SECTOR.saturating_sub(begin)).unwrap_or((frame, &[]));
         let zero = |sector: &[u8]| !sector.is_empty() && sector.iter().all(|byte| *byte == 0);
         let torn = zero(head) || rest.chunks(SECTOR).any(zero);
         if self.last && (torn || frame.is_empty()) {
+            self.torn = Some(offset);
             return Ok(None);
         }
         Err(Error::Damaged { path: self.path.to_owned(), offset, problem: problem.to_owned() })
@@ -311,7 +379,7 @@ mod tests {
     use crate::etcd::membership::{cluster_id, tests::three};
 
     fn hex(bytes: &[u8]) -> String {
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 
     fn of_m1(conf_state: bool) -> Vec<u8> {
@@ -351,8 +419,10 @@ mod tests {
             state,
             last_index: 3,
             snapshot_index: 3,
+            torn: None,
         };
         assert_eq!(tail, expected);
+        assert_eq!((tail.ahead_of(1), tail.ahead_of(3), tail.ahead_of(4)), (2, 0, 0));
         assert!(matches!(read(tempfile::tempdir().unwrap().path()), Err(Error::None(_))));
     }
 
@@ -367,12 +437,135 @@ mod tests {
         let error = read_bytes(&bad).unwrap_err().to_string();
         assert!(error.contains("its CRC is"), "{error}");
         // The file ends inside a record.
-        assert_eq!(read_bytes(&good[..good.len() - 20]).unwrap().snapshot_index, 0);
+        let short = read_bytes(&good[..good.len() - 20]).unwrap();
+        assert_eq!((short.snapshot_index, short.torn), (0, Some(472)));
         // What was not yet written of a record is zero from a sector's edge on: here the record that crosses it.
         let mut torn = padded;
         torn[512..].fill(0);
         let tail = read_bytes(&torn).unwrap();
-        assert_eq!(tail.snapshot_index, 0);
+        assert_eq!((tail.snapshot_index, tail.torn), (0, Some(472)));
+    }
+
+    /// A log that grows, after a segment that ended on `crc`.
+    fn segment(crc: u32, records: &[(u64, Vec<u8>)]) -> (Vec<u8>, u32) {
+        let mut log = Encoder { crc, ..Encoder::default() };
+        log.push(CRC, None);
+        for (kind, data) in records {
+            log.push(*kind, Some(data));
+        }
+        (log.bytes, log.crc)
+    }
+
+    fn whose(member: u64) -> (u64, Vec<u8>) {
+        let mut data = Vec::new();
+        raft::put(&mut data, 1, member);
+        raft::put(&mut data, 2, 5);
+        (METADATA, data)
+    }
+
+    fn entry(index: u64) -> (u64, Vec<u8>) {
+        let mut data = Vec::new();
+        raft::put(&mut data, 1, 0);
+        raft::put(&mut data, 2, 2);
+        raft::put(&mut data, 3, index);
+        raft::put_message(&mut data, 4, &[7; 700]);
+        (ENTRY, data)
+    }
+
+    fn state(commit: u64) -> (u64, Vec<u8>) {
+        (STATE, HardState { term: 2, vote: 3, commit }.to_bytes())
+    }
+
+    fn read_all(segments: &[&[u8]]) -> Result<Tail, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        for (sequence, bytes) in segments.iter().enumerate() {
+            fs::write(dir.path().join(format!("{sequence:016x}-{sequence:016x}.wal")), bytes).unwrap();
+        }
+        fs::write(dir.path().join("0.tmp"), [1; 64]).unwrap();
+        read(dir.path())
+    }
+
+    /// Entry 3 is replaced, segment 2 goes on, and what it ends on is not agreed yet.
+    fn two() -> (Vec<u8>, Vec<u8>) {
+        let first = [whose(3), entry(1), entry(2), entry(3), entry(3), state(3)];
+        let (first, crc) = segment(0, &first);
+        let (second, _) = segment(crc, &[whose(3), state(3), entry(4), entry(5), state(4)]);
+        (first, second)
+    }
+
+    #[test]
+    fn segments_are_one_log() {
+        let (mut first, mut second) = two();
+        let expected = Tail {
+            member: 3,
+            cluster: 5,
+            state: HardState { term: 2, vote: 3, commit: 4 },
+            last_index: 5,
+            snapshot_index: 0,
+            torn: None,
+        };
+        assert_eq!(read_all(&[&first, &second]).unwrap(), expected);
+        // The oldest are removed in time.
+        assert_eq!(read_all(&[&second]).unwrap(), expected);
+        first.resize(8192, 0);
+        second.resize(8192, 0);
+        assert_eq!(read_all(&[&first, &second]).unwrap(), expected);
+        // Each cut of the last one is an end, and none of the others is.
+        let (first, second) = two();
+        for cut in (1..second.len()).step_by(7) {
+            let tail = read_all(&[&first, &second[..cut]]).unwrap();
+            assert!(tail.state.commit == 3 && tail.torn.is_none_or(|torn| torn < cut as u64), "{cut}: {tail:?}");
+        }
+        for cut in (1..first.len()).step_by(7) {
+            assert!(read_all(&[&first[..cut], &second]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_lost_length_is_no_quiet_end() {
+        let (first, mut second) = two();
+        second.resize(4096, 0);
+        // Entry 4 is the first long one.
+        let long = |bytes: &[u8]| bytes[1] == 2 && bytes[2..7] == [0; 5];
+        let at = (0..second.len()).step_by(8).find(|at| long(&second[*at..at + 8])).unwrap();
+        second[at..at + 8].fill(0);
+        assert_eq!(read_all(&[&first, &second]).unwrap().torn, Some(at as u64));
+    }
+
+    #[test]
+    fn a_log_that_says_nothing_is_not_one_without_lag() {
+        for bytes in [&[0; 4096][..], &[1][..], &segment(0, &[state(9)]).0] {
+            let error = read_bytes(bytes).unwrap_err().to_string();
+            assert!(error.contains("which member's log"), "{error}");
+        }
+    }
+
+    #[test]
+    fn entries_are_without_a_gap_but_for_a_snapshot_of_the_leaders() {
+        let (gap, _) = segment(0, &[whose(3), entry(1), entry(3)]);
+        let error = read_bytes(&gap).unwrap_err().to_string();
+        assert!(error.ends_with("it is entry 3, and the one before is 1"), "{error}");
+        let (sent, _) = segment(0, &[whose(3), entry(1), (SNAPSHOT, snapshot(9, 2, None)), entry(10)]);
+        assert_eq!(read_bytes(&sent).unwrap().last_index, 10);
+        let (covered, _) = segment(0, &[whose(3), entry(1), (SNAPSHOT, snapshot(9, 2, None))]);
+        assert_eq!(read_bytes(&covered).unwrap().last_index, 9);
+    }
+
+    #[test]
+    fn what_no_etcd_writes_is_damage() {
+        let (other, _) = segment(0, &[whose(3), whose(4)]);
+        let error = read_bytes(&other).unwrap_err().to_string();
+        assert!(error.ends_with("it names member 4 of cluster 5; the log is another's"), "{error}");
+        let (kind, _) = segment(0, &[whose(3), (9, vec![1])]);
+        let error = read_bytes(&kind).unwrap_err().to_string();
+        assert!(error.ends_with("its type is 9; etcd has 1 to 5"), "{error}");
+        // A file of holes is as long as it likes.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FIRST_SEGMENT);
+        fs::write(&path, (1_u64 << 38).to_le_bytes()).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 39).unwrap();
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("it has 274877906944 bytes"), "{error}");
     }
 
     proptest! {
