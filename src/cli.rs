@@ -4,7 +4,7 @@ mod backup;
 mod error;
 mod hold;
 mod init;
-
+mod inspect;
 mod json;
 mod keys;
 mod list;
@@ -102,6 +102,8 @@ enum Command {
     List,
     /// Show one backup's index and its later proofs
     Show(show::Arguments),
+    /// Look into a snapshot: revision, HashKV, members, what takes the space
+    Inspect(inspect::Arguments),
     /// Prove backups again, on the bytes as they lie there now
     Verify(verify::Arguments),
     /// Drop backups that no rule keeps
@@ -128,6 +130,7 @@ impl Command {
             Self::Backup(_) => "backup",
             Self::List => "list",
             Self::Show(_) => "show",
+            Self::Inspect(_) => "inspect",
             Self::Verify(_) => "verify",
             Self::Prune(_) => "prune",
             Self::Restore(_) => "restore",
@@ -286,6 +289,7 @@ fn dispatch(
             Command::Show(arguments) => show::run(&context, &arguments),
             // Long and synchronous: this thread is theirs, the signals have another.
             Command::Verify(arguments) => tokio::task::block_in_place(|| verify::run(&context, &arguments)),
+            Command::Inspect(arguments) => tokio::task::block_in_place(|| inspect::run(&context, &arguments)),
             Command::Prune(arguments) => prune::run(&context, &arguments),
             Command::Restore(arguments) => restore::run(&context, *arguments).await,
             Command::Hold(arguments) => hold::hold(&context, &arguments),

@@ -40,7 +40,7 @@
 //! main       the umask, the TLS provider, the clock, the exit
 //! cli        what was asked, and how the answer is shown; words and exit codes of errors; the only code that prints
 //! run        one scheduled run: a backup, then retention
-//! ops        backup, hold, init, prune, restore, verify: gather facts, ask plan, act
+//! ops        backup, hold, init, inspect, prune, restore, verify: gather facts, ask plan, act
 //! plan       decisions, pure in (facts, policy, now), each with its reasons; no I/O and no clock
 //! source     the one snapshot that is restored or inspected: found, believed, opened
 //! catalog    what exists in a store, believed only as far as it is signed

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod hold;
 pub mod init;
+pub mod inspect;
 pub mod prune;
 pub mod restore;
 pub mod verify;

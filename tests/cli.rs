@@ -71,13 +71,14 @@ fn tree(dir: &Path) -> BTreeMap<String, (u32, String)> {
     entries.map(entry).collect()
 }
 
-const COMMANDS: [(&[&str], &[&str]); 12] = [
+const COMMANDS: [(&[&str], &[&str]); 13] = [
     (&["init"], &["--dry-run", "--accept-cluster", "--allow-non-root"]),
     (&["keys", "generate"], &["--out"]),
     (&["keys", "check"], &["--identity"]),
     (&["backup"], &["--reason", "--no-replicate", "--dry-run", "--allow-non-root"]),
     (&["list"], &[]),
     (&["show"], &["[ID]"]),
+    (&["inspect"], &["<SOURCE>", "--from", "--depth", "--largest", "--wal-dir"]),
     (&["verify"], &["[ID]", "--all", "--level", "--max-age"]),
     (&["prune"], &["--dry-run", "--accept-gap"]),
     (&["hold"], &["<ID>", "--reason"]),
@@ -179,6 +180,7 @@ fn each_answer_names_its_schema() {
         (&["backup"], "backup"),
         (&["list"], "list"),
         (&["show"], "show"),
+        (&["inspect", "latest"], "inspect"),
         (&["verify"], "verify"),
         (&["prune", "--dry-run"], "prune"),
     ] {

@@ -1,6 +1,8 @@
 //! Words and exit codes of everything that can go wrong (contract.md, 2). Each match is exhaustive: a new error must find its words here.
 
+mod inspect;
 mod restore;
+mod source;
 
 use std::{fmt, path::Path, time::Duration};
 
