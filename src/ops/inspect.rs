@@ -221,7 +221,9 @@ fn damaged(request: &Request<'_>, unsound: Unsound, surplus: Option<u64>, has_tr
         Unsound::Pages(Damage::Read { source, .. }) => Error::Io(PathError { path, source }),
         unsound => {
             let damage = unsound.to_string();
-            match sign_of_life(&path, surplus).filter(|_| !has_trailer) {
+            // Whole pages without what a server writes at its first commit are of one moment all the same.
+            let tears = matches!(unsound, Unsound::Pages(_) | Unsound::Row { .. });
+            match sign_of_life(&path, surplus).filter(|_| tears && !has_trailer) {
                 Some(sign) => Error::Torn { path, sign, damage },
                 None => Error::Unsound { path, damage },
             }
