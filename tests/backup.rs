@@ -29,7 +29,7 @@ fn homelab() -> Cluster {
 }
 
 #[test]
-fn every_member_is_sealed_signed_and_proved_open() {
+fn every_member_is_sealed_signed_and_proved_sound() {
     let cluster = homelab();
     let site = Site::new(&cluster);
     let answer = site.run(&["backup", "--reason", "before the upgrade", "--output", "json"]).expect_code(0);
@@ -37,7 +37,7 @@ fn every_member_is_sealed_signed_and_proved_open() {
     assert_eq!(report["schema"], "etcd-dr/backup/v1");
     assert_eq!(
         (&report["proof"], &report["partial"], &report["agreement"]),
-        (&json!("open"), &json!(false), &json!(null))
+        (&json!("sound"), &json!(false), &json!("agrees"))
     );
     assert_eq!(report["reason"], "before the upgrade");
     assert_eq!(report["targets"], json!([]));
@@ -45,7 +45,7 @@ fn every_member_is_sealed_signed_and_proved_open() {
     let members = report["members"].as_array().unwrap();
     assert_eq!(members.len(), 3);
     for member in members {
-        assert_eq!(member["proof"], "open", "{member}");
+        assert_eq!(member["proof"], "sound", "{member}");
         assert!(["device", "cache"].contains(&member["reread"].as_str().unwrap()));
         assert!(member["status_revision"].as_i64().unwrap() > 100);
         assert_eq!(member["plain_bytes"].as_u64().unwrap() % 512, 32);
@@ -78,9 +78,9 @@ fn every_member_is_sealed_signed_and_proved_open() {
     assert_eq!(show["members"], report["members"]);
     let list = site.run(&["list", "--output", "json"]).expect_code(0).json();
     assert_eq!(list["backups"][0]["id"], id);
-    assert_eq!(list["backups"][0]["proof"], "open");
+    assert_eq!(list["backups"][0]["proof"], "sound");
     let verify = site.run(&["verify", "--output", "json"]).expect_code(0).json();
-    assert_eq!((&verify["ok"], &verify["level"]), (&json!(true), &json!("open")));
+    assert_eq!((&verify["ok"], &verify["level"]), (&json!(true), &json!("sound")));
     assert_eq!(site.run(&["keys", "check", "--output", "json"]).expect_code(0).json()["ok"], true);
 }
 

@@ -111,7 +111,7 @@ fn listed(site: &Site) -> BTreeSet<String> {
     let list = site.run(&["list", "--output", "json"]).expect_code(0).json();
     let mut listed = BTreeSet::new();
     for backup in list["backups"].as_array().unwrap() {
-        assert_eq!((&backup["proof"], &backup["partial"]), (&json!("open"), &json!(false)), "{backup}");
+        assert_eq!((&backup["proof"], &backup["partial"]), (&json!("sound"), &json!(false)), "{backup}");
         listed.insert(backup["id"].as_str().unwrap().to_owned());
     }
     let there: BTreeSet<String> = site.store_names().into_iter().filter(|name| is_id(name)).collect();
@@ -218,7 +218,7 @@ fn lane_of_killed_backups(cluster: &Cluster, lane: usize, lanes: usize) -> (usiz
     let (output, steps) = run_stepped(&site, &["backup"], Some((learnt.len() + 1, false)));
     assert!(output.status.success(), "{output:?}");
     assert_eq!(words(&steps), words(&learnt));
-    assert_verifies(&site, "open");
+    assert_verifies(&site, "sound");
     (learnt.len(), count, halves)
 }
 
@@ -271,7 +271,7 @@ fn a_backup_killed_at_any_instant_leaves_the_old_or_the_new() {
         permille = next();
     }
     println!("{done} kills, {late} more came too late");
-    assert_verifies(&site, "open");
+    assert_verifies(&site, "sound");
 }
 
 /// Waits until a run has begun to write.
@@ -282,6 +282,49 @@ fn until_half_made(site: &Site) -> Instant {
         thread::sleep(Duration::from_millis(1));
     }
     Instant::now()
+}
+
+/// Whether a process holds a file without a name in this directory, or below it.
+fn holds_unnamed(process: u32, dir: &Path) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    open.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).any(|path| {
+        let path = path.to_string_lossy();
+        path.starts_with(dir.to_str().unwrap()) && path.ends_with(" (deleted)")
+    })
+}
+
+#[test]
+fn a_backup_killed_in_mid_proof_leaves_no_scratch() {
+    let cluster = small();
+    fill::incompressible(&cluster.client(0), 30);
+    let site = Site::new(&cluster);
+    site.write_policy(&(site.policy() + KEEP_ONE));
+    backup_without_finding(&site);
+    let aside = site.path("scratch");
+    fs::create_dir(&aside).unwrap();
+    for (scratch, dir) in [("in the store", site.store()), ("aside", aside.clone())] {
+        if scratch == "aside" {
+            site.change_policy("[backup]\n", &format!("[backup]\nscratch_dir = {aside:?}\n"));
+        }
+        next_second(&site);
+        let before = listed(&site);
+        let mut child = site.start(&["backup"]);
+        let begun = Instant::now();
+        while !holds_unnamed(child.id(), &dir) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no proof has a scratch {scratch}");
+        }
+        child.kill().unwrap();
+        assert_killed(child.wait().unwrap(), scratch);
+        assert_eq!(listed(&site), before, "{scratch}");
+        assert_eq!(names(&aside), [""; 0]);
+        // What was half made holds what is sealed, and nothing else.
+        let halves = rests(&site.store());
+        assert_eq!(halves.len(), 1, "{halves:?}");
+        assert_eq!(names(Path::new(&halves[0])), ["etcd-k8s.db.zst.age"]);
+        assert_next_run_works(&site);
+        assert_eq!(names(&aside), [""; 0]);
+    }
+    assert_verifies(&site, "sound");
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -322,7 +365,7 @@ fn a_prune_killed_at_any_step_is_finished_by_the_next() {
     println!("prune: {} durable steps, {} kills", learnt.len(), kills.len());
     assert!(learnt.len() > 20);
     assert_next_run_works(&site);
-    assert_verifies(&site, "open");
+    assert_verifies(&site, "sound");
 }
 
 #[test]

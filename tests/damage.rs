@@ -107,7 +107,7 @@ fn each_file_of_a_backup_is_missed_or_seen_to_be_changed_at_each_level() {
     for file in FILES {
         for (damage, act) in DAMAGES {
             let named = named(file, damage);
-            for level in ["digest", "open"] {
+            for level in ["digest", "open", "sound"] {
                 let copy = stage.copy();
                 act(&copy.newer(file), &copy.older(file));
                 let problem = not_verified(&copy, level, named);
@@ -165,7 +165,7 @@ fn the_untrusted_comment_of_a_signature_is_free_text() {
 #[test]
 fn a_stranger_in_a_backup_is_named() {
     let stage = Stage::shared();
-    for level in ["digest", "open"] {
+    for level in ["digest", "open", "sound"] {
         let copy = stage.copy();
         fs::write(copy.newer("notes.txt"), "mine").unwrap();
         fs::set_permissions(copy.newer("notes.txt"), Permissions::from_mode(0o600)).unwrap();
@@ -200,7 +200,7 @@ fn a_stranger_in_a_backup_is_named() {
 fn a_directory_in_the_place_of_a_file_is_named() {
     let stage = Stage::shared();
     for (file, named) in [("RECOVERY.md", "RECOVERY.md"), ("backup.json", "backup.json"), (SEALED, SEALED)] {
-        for level in ["digest", "open"] {
+        for level in ["digest", "open", "sound"] {
             let copy = stage.copy();
             fs::remove_file(copy.newer(file)).unwrap();
             fs::create_dir(copy.newer(file)).unwrap();
@@ -229,7 +229,7 @@ fn a_damaged_proof_record_is_named_and_does_not_count() {
             let proof = &show["proofs"][0];
             assert_eq!((&proof["file"], &proof["counted"]), (&json!(ours), &json!(false)), "{damage} {part}: {show:#}");
             assert!(!proof["problem"].as_str().unwrap().is_empty());
-            for level in ["digest", "open"] {
+            for level in ["digest", "open", "sound"] {
                 let answer = copy.run(&["verify", &stage.newer, "--level", level]).expect_code(0);
                 assert!(answer.stderr.contains(&ours), "{damage} {part}: {}", answer.stderr);
             }
@@ -258,7 +258,7 @@ fn a_damaged_marker_is_no_store() {
         let copy = stage.copy();
         act(&copy.store.join(marker), &other.join(marker));
         let id = stage.newer.as_str();
-        for level in ["digest", "open"] {
+        for level in ["digest", "open", "sound"] {
             let code = copy.run(&["verify", id, "--level", level]).code;
             match damage {
                 "removed" | "emptied" | "cut in half" => {
@@ -298,7 +298,7 @@ fn a_damaged_journal_is_a_finding_and_every_backup_still_verifies() {
         }),
     ];
     for (damage, act) in cases {
-        for level in ["digest", "open"] {
+        for level in ["digest", "open", "sound"] {
             let copy = stage.copy();
             act(&copy.store.join(name));
             let verify = copy.json(20, &["verify", "--all", "--level", level]);
@@ -333,7 +333,7 @@ fn an_old_backup_renamed_to_today_is_found() {
     #[allow(clippy::disallowed_methods, reason = "the very day is the matter here")]
     let today = etcd_dr::record::BackupId::new(jiff::Timestamp::now(), 0xbeef).to_string();
     rename(&copy.store.join(&stage.older), &copy.store.join(&today));
-    for level in ["digest", "open"] {
+    for level in ["digest", "open", "sound"] {
         let verify = copy.json(20, &["verify", "latest", "--level", level]);
         assert_eq!(problems(&verify, &today), [format!("backup.json: is {}, renamed to {today}", stage.older)]);
         // The name that it had is missed, and the newest that can be believed was verified with it.
@@ -351,7 +351,7 @@ fn a_strangers_signature_is_refused() {
     let sums = fs::read(copy.newer("SHA256SUMS")).unwrap();
     let stranger = forge::key();
     fs::write(copy.newer("SHA256SUMS.minisig"), stranger.sign(&sums, "backup").unwrap()).unwrap();
-    for level in ["digest", "open"] {
+    for level in ["digest", "open", "sound"] {
         let problem = not_verified(&copy, level, "SHA256SUMS.minisig");
         assert!(problem.contains("no trusted key made this signature"), "{problem}");
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use servers::{
     etcd::{Cluster, Options},
     ports::Port,
-    proxy::{ALARM, DEFRAGMENT, Fault, MEMBER_LIST, Proxy, Rule, SNAPSHOT, STATUS},
+    proxy::{ALARM, DEFRAGMENT, Fault, HASH_KV, MEMBER_LIST, Proxy, Rule, SNAPSHOT, STATUS},
     silent::Silent,
 };
 use site::{Site, behind::Behind};
@@ -29,6 +29,7 @@ fn a_good_run_asks_each_member_for_one_stream_and_nothing_that_could_hang() {
     lab.backup(0).lacks(&[]);
     assert_eq!(lab.all_calls(SNAPSHOT), [1, 1, 1]);
     assert_eq!(lab.all_calls(STATUS), [2, 2, 2]);
+    assert_eq!(lab.all_calls(HASH_KV), [1, 1, 1]);
     assert_eq!(lab.all_calls(MEMBER_LIST).iter().sum::<usize>(), 1);
     assert_eq!((lab.all_calls(ALARM), lab.all_calls(DEFRAGMENT)), (vec![0; 3], vec![0; 3]));
 }
@@ -143,9 +144,12 @@ fn members_that_are_down_are_named_down_to_the_last_one() {
     until_without_leader(&lab.cluster);
     let run = lab.backup(3);
     run.lacks(&["k8s-cp2", "k8s-cp3"]).says(&["k8s-cp2", "k8s-cp3", lab.cluster.advertised(2)]);
-    assert_eq!(run.report["primary"], "k8s");
+    // A file without a second opinion: whole, and nobody's to restore from without being named.
+    assert!(run.report["primary"].is_null(), "{}", run.report);
+    let verified = lab.site.run(&["verify", run.id(), "--output", "json"]).expect_code(0).json();
+    assert_eq!((&verified["results"][0]["level"], &verified["partial"]), (&"sound".into(), &true.into()));
     assert_eq!((lab.all_calls(ALARM), lab.all_calls(DEFRAGMENT)), (vec![0; 3], vec![0; 3]));
-    assert_eq!((lab.calls(0, STATUS), lab.calls(0, SNAPSHOT)), (2, 1));
+    assert_eq!((lab.calls(0, STATUS), lab.calls(0, SNAPSHOT), lab.calls(0, HASH_KV)), (2, 1, 1));
     // It is the survivor's word that there is no leader.
     assert!(run.report["warnings"].to_string().contains("no leader"), "{}", run.report["warnings"]);
 

@@ -89,8 +89,14 @@ fn stores_of_earlier_versions_are_listed_shown_and_proved() {
             assert_eq!(show["primary"], "k8s", "{version}");
             assert_eq!(show["level"], expected["proof"], "{version}");
         }
-        let verify = run(&site, &["verify", "--all", "--level", "open"]);
-        assert_eq!(verify["ok"], true, "{version}: {verify}");
+        for arguments in [&["verify", "--all", "--level", "open"][..], &["verify", "--all"]] {
+            let verify = run(&site, arguments);
+            assert_eq!(verify["ok"], true, "{version}: {verify}");
+            // One member, and nobody asked it for HashKV: whole, and never `sound`.
+            for result in verify["results"].as_array().unwrap() {
+                assert_eq!((&result["level"], &result["ok"]), (&json!("open"), &json!(true)), "{version}: {result}");
+            }
+        }
         let prune = run(&site, &["prune", "--dry-run", "--accept-gap"]);
         assert_eq!(prune["decisions"].as_array().unwrap().len(), 2, "{version}");
     }

@@ -289,7 +289,7 @@ fn without_root_it_has_to_be_asked_for() {
     assert!(!user.home().join("store").exists());
     run(&["init", "--allow-non-root"]).expect_code(0);
     let report = run(&["backup", "--allow-non-root"]).expect_code(0).json();
-    assert_eq!(report["proof"], "open");
+    assert_eq!(report["proof"], "sound");
     let dir = user.home().join("store").join(report["id"].as_str().unwrap());
     for name in site::names(&dir) {
         let meta = fs::metadata(dir.join(&name)).unwrap();

@@ -100,11 +100,12 @@ fn nothing_at_all_gives_the_defaults() {
     assert_eq!(policy.backup.connect_timeout, Duration::from_secs(5));
     assert_eq!(policy.backup.stall_timeout, Duration::from_secs(30));
     assert_eq!(policy.backup.max_lag, 1000);
-    assert_eq!(policy.backup.prove, ProofLevel::Open);
+    assert_eq!(policy.backup.prove, ProofLevel::Sound);
+    assert_eq!((policy.backup.keep_members, policy.backup.scratch_dir), (KeepMembers::All, None));
     assert_eq!(policy.encryption.identity_file, Path::new("/etc/etcd-dr/identity.txt"));
     assert_eq!(policy.signing.secret_key_file, Path::new("/etc/etcd-dr/signing.key"));
     assert_eq!(policy.retention.keep_within, Duration::from_secs(5 * 86_400));
-    assert_eq!((policy.retention.keep_proved, policy.retention.min_proof), (3, ProofLevel::Open));
+    assert_eq!((policy.retention.keep_proved, policy.retention.min_proof), (3, ProofLevel::Sound));
     assert_eq!((policy.retention.keep_daily, policy.retention.keep_weekly, policy.retention.keep_monthly), (0, 0, 0));
     assert_eq!(policy.warnings, Vec::<String>::new());
 }
@@ -431,13 +432,18 @@ fn what_belongs_together_is_asked_for_together() {
 
 #[test]
 fn backups_that_never_count_as_proved_are_refused() {
-    let hint = "set `min_proof = \"digest\"` in [retention], or `prove = \"open\"` in [backup]";
-    let problem =
-        "[retention] min_proof: `open` is above [backup] prove, `digest`: no backup would ever count as proved";
-    let (message, said) = refused("[backup]\nprove = \"digest\"\n[retention]\nmin_proof = \"open\"");
-    assert_eq!((message, said.as_str()), (format!("policy.toml:5: {problem}"), hint));
-    let (message, said) = refused("[backup]\nprove = \"digest\"");
-    assert_eq!((message, said.as_str()), (format!("policy.toml:3: {problem}"), hint));
+    for min_proof in ["open", "sound"] {
+        let hint = format!("set `min_proof = \"digest\"` in [retention], or `prove = \"{min_proof}\"` in [backup]");
+        let problem = format!(
+            "[retention] min_proof: `{min_proof}` is above [backup] prove, `digest`: no backup would ever count as proved"
+        );
+        let said = refused(&format!("[backup]\nprove = \"digest\"\n[retention]\nmin_proof = \"{min_proof}\""));
+        assert_eq!(said, (format!("policy.toml:5: {problem}"), hint.clone()));
+        if min_proof == "sound" {
+            // It is the default.
+            assert_eq!(refused("[backup]\nprove = \"digest\""), (format!("policy.toml:3: {problem}"), hint));
+        }
+    }
     let (message, said) = refused("[backup]\nprove = \"open\"\n[retention]\nmin_proof = \"sound\"");
     let above = "[retention] min_proof: `sound` is above [backup] prove, `open`: no backup would ever count as proved";
     assert_eq!(message, format!("policy.toml:5: {above}"));
@@ -713,7 +719,7 @@ fn sample(table: &str, name: &str) -> &'static str {
         ("store", "reserve") => "\"2GiB\"",
         ("backup", "keep_members") => "\"primary\"",
         ("backup", "parallel") => "1",
-        ("backup", "prove") => "\"sound\"",
+        ("backup", "prove") => "\"open\"",
         ("retention", "min_proof") => "\"digest\"",
         ("backup", "connect_timeout" | "stall_timeout") | ("retention", "keep_within") => "\"7m\"",
         ("cluster", "name" | "user") => "\"somebody\"",
@@ -734,7 +740,6 @@ fn every_listed_key_is_read_and_counts() {
         policy.source = None;
         policy
     };
-    let plain = strip(load("").unwrap());
     for key in KEYS.iter().filter(|key| !key.table.is_empty()) {
         let mut body = format!("[{}]\n{} = {}\n", key.table, key.name, sample(key.table, key.name));
         let other = pairs.iter().find_map(|(one, other)| match key.name {
@@ -745,7 +750,11 @@ fn every_listed_key_is_read_and_counts() {
         if let Some(other) = other {
             body = format!("{body}{other} = {}\n", sample(key.table, other));
         }
+        // What counts as proved is never above what is proved.
+        let beside = if key.name == "prove" { "[retention]\nmin_proof = \"open\"\n" } else { "" };
+        body.push_str(beside);
         let policy = strip(load(&body).unwrap_or_else(|error| panic!("{}: {error}", key.label())));
+        let plain = strip(load(beside).unwrap());
         assert_eq!(policy == plain, FIXED.contains(&key.name), "{}", key.label());
         assert!(!key.meaning.is_empty());
     }
@@ -769,7 +778,7 @@ fn the_keys_are_the_documented_ones() {
     let documented = "version
         cluster: name endpoints ca_file cert_file key_file user password_file
         store: path public_index reserve
-        backup: zstd_level parallel keep_members prove connect_timeout stall_timeout max_lag
+        backup: zstd_level parallel scratch_dir keep_members prove connect_timeout stall_timeout max_lag
         encryption: recipients recipients_file identity_file
         signing: secret_key_file trusted
         retention: keep_within keep_proved min_proof keep_daily keep_weekly keep_monthly";

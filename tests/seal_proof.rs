@@ -52,8 +52,8 @@ fn a_file_that_the_disk_changed_once_is_taken_once_more() {
     let (answer, flips) = flipped(&site, 1);
     let report = answer.expect_code(0).json();
     assert_eq!((flips.len(), proxy.calls(SNAPSHOT)), (1, 2));
-    assert_eq!((&report["proof"], &report["findings"]), (&json!("open"), &json!([])));
-    site.run(&["verify", "--level", "open"]).expect_code(0);
+    assert_eq!((&report["proof"], &report["findings"]), (&json!("sound"), &json!([])));
+    site.run(&["verify", "--level", "sound"]).expect_code(0);
 }
 
 #[test]
@@ -81,8 +81,8 @@ fn a_file_that_the_disk_changes_every_time_proves_nothing() {
     assert_eq!(site.backups(), expected);
     let list = site.run(&["list", "--output", "json"]).expect_code(0).json();
     let proofs: Vec<&Value> = list["backups"].as_array().unwrap().iter().map(|backup| &backup["proof"]).collect();
-    assert_eq!(proofs, [&json!("open"), &json!("open"), &json!("none")]);
-    for level in ["digest", "open"] {
+    assert_eq!(proofs, [&json!("sound"), &json!("sound"), &json!("none")]);
+    for level in ["digest", "open", "sound"] {
         site.run(&["verify", id, "--level", level]).expect_code(20);
         site.run(&["verify", &old[1], "--level", level]).expect_code(0);
     }
@@ -112,7 +112,7 @@ fn on_a_disk_the_proof_reads_the_device() {
     let _ext4 = store_on(&site, |at| Mount::ext4(at, 128));
     let (report, read) = backup_and_reads(&site);
     let sealed = sealed_bytes(&report);
-    assert_eq!((&report["proof"], &report["members"][0]["reread"]), (&json!("open"), &json!("device")));
+    assert_eq!((&report["proof"], &report["members"][0]["reread"]), (&json!("sound"), &json!("device")));
     println!("{sealed} sealed bytes, {read} read from the device");
     assert!(sealed > 20 << 20 && read >= sealed, "{sealed} sealed, {read} read");
 }
@@ -124,7 +124,7 @@ fn in_memory_the_proof_says_that_it_read_a_cache() {
     let site = Site::new(&cluster);
     let _tmpfs = store_on(&site, |at| Mount::tmpfs(at, 64));
     let (report, read) = backup_and_reads(&site);
-    assert_eq!((&report["proof"], &report["members"][0]["reread"]), (&json!("open"), &json!("cache")));
+    assert_eq!((&report["proof"], &report["members"][0]["reread"]), (&json!("sound"), &json!("cache")));
     // What is counted on the ext4 is the proof's, and not the program's own pages.
     assert!(read < sealed_bytes(&report) / 2, "{read} read");
 }

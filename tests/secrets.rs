@@ -111,14 +111,28 @@ struct Watched {
     said: Vec<(&'static str, Vec<u8>)>,
     /// Looks at `/proc` that saw the program itself alive, with its arguments.
     sightings: usize,
+    /// Looks that saw bytes in a scratch; what they saw is in `said`.
+    scratches: usize,
 }
 
-/// Runs a command to its end and looks at its `/proc` entries all the while.
-fn watch(mut command: Command) -> Watched {
+/// What the files without a name hold that a process has open in this directory.
+fn unnamed_files(proc: &Path, dir: &Path) -> Vec<Vec<u8>> {
+    let open = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
+    let unnamed = open.filter(|entry| fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(dir)));
+    unnamed.filter_map(|entry| fs::read(entry.path()).ok()).filter(|bytes| !bytes.is_empty()).collect()
+}
+
+/// Runs a command to its end and looks at its `/proc` entries and into its scratch all the while.
+fn watch(mut command: Command, scratch: &Path) -> Watched {
     let what = format!("{:?}", command.get_args().collect::<Vec<_>>());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let proc = PathBuf::from(format!("/proc/{}", child.id()));
-    let look = |seen: &mut BTreeSet<_>, sightings: &mut usize| {
+    let mut scratches = 0;
+    let mut look = |seen: &mut BTreeSet<_>, sightings: &mut usize| {
+        assert_eq!(site::names(scratch), [""; 0], "a scratch has a name");
+        let unnamed = unnamed_files(&proc, scratch);
+        scratches += unnamed.len();
+        seen.extend(unnamed.into_iter().map(|bytes| ("the scratch", bytes)));
         for (name, file) in [("cmdline", proc.join("cmdline")), ("environ", proc.join("environ"))] {
             let bytes = fs::read(file).unwrap_or_default();
             *sightings += usize::from(name == "cmdline" && contains(&bytes, b"etcd-dr\0--policy\0"));
@@ -146,7 +160,7 @@ fn watch(mut command: Command) -> Watched {
     };
     let mut said: Vec<_> = seen.into_iter().collect();
     said.extend([("stdout", out.join().unwrap()), ("stderr", err.join().unwrap())]);
-    Watched { code: status.code().unwrap_or(-1), what, said, sightings }
+    Watched { code: status.code().unwrap_or(-1), what, said, sightings, scratches }
 }
 
 /// The 32 bytes behind an age identity's text, which is bech32.
@@ -251,9 +265,13 @@ fn no_secret_is_written_said_or_shown() {
         &format!("user = \"root\"\npassword_file = {:?}\n[store]\n", site.path("password")),
     );
 
+    let scratch = site.path("scratch");
+    fs::create_dir(&scratch).unwrap();
+    site.change_policy("[backup]\n", &format!("[backup]\nscratch_dir = {scratch:?}\n"));
+
     let mut runs: Vec<Watched> = Vec::new();
     let mut run = |code: i32, arguments: &[&str]| {
-        let watched = watch(site.command(arguments));
+        let watched = watch(site.command(arguments), &scratch);
         let stderr = String::from_utf8_lossy(&watched.said.last().unwrap().1).into_owned();
         assert_eq!(watched.code, code, "{arguments:?}: {stderr}");
         runs.push(watched);
@@ -286,17 +304,17 @@ fn no_secret_is_written_said_or_shown() {
     run(2, &["backup", "-vv", "--output", "json"]);
     fs::write(site.path("recipients.txt"), recipients.concat()).unwrap();
     fs::write(site.path("password"), format!("{password}wrong\n")).unwrap();
-    let refused = watch(site.command(&["backup", "-vv"]));
+    let refused = watch(site.command(&["backup", "-vv"]), &scratch);
     assert!(![0, 3].contains(&refused.code));
     runs.push(refused);
     fs::write(site.path("password"), format!("{password}\n")).unwrap();
     site.change_policy("password_file", "password_fil");
-    let typo = watch(site.command(&["backup", "-vv"]));
+    let typo = watch(site.command(&["backup", "-vv"]), &scratch);
     assert_eq!(typo.code, 2);
     runs.push(typo);
     site.write_policy(&good);
     cluster.kill_member(0);
-    let down = watch(site.command(&["backup", "-vv", "--output", "json"]));
+    let down = watch(site.command(&["backup", "-vv", "--output", "json"]), &scratch);
     assert_eq!(down.code, 21);
     runs.push(down);
 
@@ -322,6 +340,7 @@ fn no_secret_is_written_said_or_shown() {
         let works = ["backup", "verify", "check"].iter().any(|command| what.contains(command));
         assert!(*sightings > 1 || *code != 0 || !works, "{what} was not seen alive");
     }
+    assert!(runs.iter().map(|run| run.scratches).sum::<usize>() > 0, "no look found a scratch");
     let seen = runs.iter().filter(|run| run.sightings > 0).count();
     assert!(seen * 4 > runs.len() * 3, "{seen} of {}", runs.len());
 

@@ -34,7 +34,7 @@ fn a_damaged_journal_is_said_beside_a_backup_that_is_whole() {
     site.backup();
     fs::write(site.store().join(".etcd-dr-journal.json"), "").unwrap();
     let report = site.run(&["backup", "--output", "json"]).expect_code(3).json();
-    assert_eq!((report["proof"].as_str(), report["error"]["kind"].as_str()), (Some("open"), Some("findings")));
+    assert_eq!((report["proof"].as_str(), report["error"]["kind"].as_str()), (Some("sound"), Some("findings")));
     assert!(report["error"]["message"].as_str().unwrap().contains("journal"), "{report:#}");
     site.run(&["backup"]).expect_code(0);
 }
@@ -106,7 +106,7 @@ fn a_partial_backup_is_called_so_by_verify() {
     cluster.kill_member(2);
     let id = site.run(&["backup", "--output", "json"]).expect_code(3).json()["id"].as_str().unwrap().to_owned();
     let answer = site.run(&["verify", &id]).expect_code(0);
-    assert!(answer.stdout.contains("proved open, partial"), "{answer:?}");
+    assert!(answer.stdout.contains("proved sound, partial"), "{answer:?}");
     // And the last whole one outlives any number of partial ones.
     site.write_policy(&format!("{}[retention]\nkeep_within = \"0s\"\nkeep_proved = 1\n", site.policy()));
     std::thread::sleep(std::time::Duration::from_millis(1100));

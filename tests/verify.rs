@@ -21,6 +21,11 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use servers::{
+    etcd::{Cluster, Options},
+    fill,
+};
+use site::Site;
 use stage::{Copied, OtherUser, Stage};
 
 const SEALED: &str = "etcd-k8s.db.zst.age";
@@ -46,7 +51,9 @@ fn another_identity_opens_nothing() {
     let copy = stage.copy();
     let other = copy.dir.path().join("other.txt");
     assert!(servers::stock("age-keygen").arg("-o").arg(&other).stderr(Stdio::null()).status().unwrap().success());
-    for command in [&["verify", "--level", "open"][..], &["verify", "--all"], &["keys", "check"]] {
+    for command in
+        [&["verify", "--level", "open"][..], &["verify", "--level", "sound"], &["verify", "--all"], &["keys", "check"]]
+     {
         let answer = copy.json(12, &[command, &["--identity", text(&other)]].concat());
         assert_eq!(kind(&answer), "wrong_identity", "{answer:#}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(&stage.newer), "{answer:#}");
@@ -67,7 +74,7 @@ fn without_an_identity_nothing_above_digest_is_proved() {
     let copy = stage.copy();
     let nowhere = copy.dir.path().join("nowhere.txt");
     let nowhere = text(&nowhere);
-    for command in [&["verify", "--level", "open"][..], &["keys", "check"]] {
+    for command in [&["verify", "--level", "open"][..], &["verify", "--level", "sound"], &["keys", "check"]] {
         let answer = copy.json(12, &[command, &["--identity", nowhere]].concat());
         assert_eq!(kind(&answer), "no_identity", "{answer:#}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(nowhere), "{answer:#}");
@@ -79,7 +86,7 @@ fn without_an_identity_nothing_above_digest_is_proved() {
     // Without a level it is the highest that the identity at hand allows.
     let verify = copy.json(0, &["verify", "--identity", nowhere]);
     assert_eq!(verify["level"], "digest");
-    assert_eq!(copy.json(0, &["verify"])["level"], "open");
+    assert_eq!(copy.json(0, &["verify"])["level"], "sound");
 }
 
 #[test]
@@ -100,7 +107,7 @@ fn what_is_not_there_comes_before_what_cannot_be_opened() {
             assert!(answer["error"]["message"].as_str().unwrap().contains(garbage), "{answer:#}");
         }
     }
-    for level in ["none", "nonsense", "sound", "serve"] {
+    for level in ["none", "nonsense", "boot", "serve"] {
         copy.json(2, &["verify", "--level", level]);
     }
 }
@@ -162,7 +169,7 @@ fn each_verification_leaves_a_record_that_stock_minisign_accepts() {
         assert!(checked.status.success(), "{checked:?}");
     }
     let levels: Vec<_> = proofs.iter().map(|proof| proof["record"]["level"].as_str().unwrap()).collect();
-    assert!(levels.contains(&"open") && levels.contains(&"digest"), "{levels:?}");
+    assert!(levels.contains(&"sound") && levels.contains(&"digest"), "{levels:?}");
 }
 
 #[test]
@@ -171,26 +178,28 @@ fn a_later_failure_lowers_the_level_until_a_later_pass() {
     let copy = stage.copy();
     let id = stage.newer.as_str();
     let level = |copy: &Copied| copy.listed(id)["proof"].clone();
-    assert_eq!(level(&copy), "open");
+    assert_eq!(level(&copy), "sound");
     let whole = fs::read(copy.newer(SEALED)).unwrap();
     flip_middle(&copy.newer(SEALED));
-    copy.json(20, &["verify", id, "--level", "open"]);
+    copy.json(20, &["verify", id, "--level", "sound"]);
     assert_eq!(level(&copy), "none");
     let show = copy.json(0, &["show", id]);
     assert_eq!(show["level"], "none");
     let failed = show["proofs"].as_array().unwrap().iter().find(|proof| proof["record"]["ok"] == false);
     let files = failed.unwrap_or_else(|| panic!("{show:#}"))["record"]["files"].as_array().unwrap();
     assert!(files.iter().any(|file| file["file"] == SEALED && file["ok"] == false), "{show:#}");
-    assert!(copy.run(&["show", id]).stdout.contains("open FAILED"));
+    assert!(copy.run(&["show", id]).stdout.contains("sound FAILED"));
     // Repaired: the failure is not hidden by the file alone, nor by a proof below the one that failed.
     fs::write(copy.newer(SEALED), whole).unwrap();
     assert_eq!(level(&copy), "none");
     later();
-    copy.json(0, &["verify", id, "--level", "digest"]);
-    assert_eq!(level(&copy), "none");
-    later();
-    copy.json(0, &["verify", id, "--level", "open"]);
-    assert_eq!(level(&copy), "open");
+    for below in ["digest", "open"] {
+        copy.json(0, &["verify", id, "--level", below]);
+        assert_eq!(level(&copy), "none", "{below}");
+        later();
+    }
+    copy.json(0, &["verify", id, "--level", "sound"]);
+    assert_eq!(level(&copy), "sound");
 }
 
 /// Records of one second are read with the failure last.
@@ -209,7 +218,7 @@ fn no_policy_and_no_root_are_needed() {
     let on = ["--store", store, "--public-key", key, "--identity", text(&identity), "--output", "json"];
     let run = |command: &[&str]| user.run(&[command, &on].concat());
     let verify = run(&["verify"]).expect_code(0).json();
-    assert_eq!((&verify["ok"], &verify["level"]), (&json!(true), &json!("open")));
+    assert_eq!((&verify["ok"], &verify["level"]), (&json!(true), &json!("sound")));
     run(&["verify", "--all", "--level", "digest", "--max-age", "26h"]).expect_code(0);
     assert_eq!(run(&["list"]).expect_code(0).json()["backups"].as_array().unwrap().len(), 2);
     run(&["show", &stage.newer]).expect_code(0);
@@ -268,7 +277,7 @@ fn what_find_deleted_is_named_and_init_recovers() {
     let backup = copy.json(3, &["backup"]);
     assert_eq!(backup["findings"][0]["kind"], "backup_vanished", "{backup:#}");
     assert_eq!(backup["findings"][0]["name"], stage.older.as_str());
-    assert_eq!((&backup["proof"], &backup["partial"]), (&json!("open"), &json!(false)));
+    assert_eq!((&backup["proof"], &backup["partial"]), (&json!("sound"), &json!(false)));
     copy.json(0, &["show", backup["id"].as_str().unwrap()]);
 }
 
@@ -313,4 +322,39 @@ fn a_store_that_was_deleted_whole_is_no_new_beginning() {
         copy.json(10, &[command]);
     }
     assert_eq!(site::names(copy.dir.path()), Vec::<String>::new());
+}
+
+/// Version 0.1.0 asked nobody for HashKV, as a policy of today that proves `open`: the files of the members are held against each other.
+#[test]
+fn files_without_answers_are_compared_with_each_other() {
+    let cluster = Cluster::start(3, Options::default());
+    fill::homelab(&cluster.client(0));
+    let site = Site::new(&cluster);
+    site.change_policy("[backup]\n", "[backup]\nprove = \"open\"\n");
+    site.write_policy(&(site.policy() + "[retention]\nmin_proof = \"open\"\n"));
+    let report = site.run(&["backup", "--output", "json"]).expect_code(0).json();
+    assert_eq!((&report["proof"], &report["agreement"]), (&json!("open"), &Value::Null));
+    assert!(report["members"].as_array().unwrap().iter().all(|member| member["hash_kv"].is_null()));
+    for arguments in [&["verify", "--output", "json"][..], &["verify", "--level", "sound", "--output", "json"]] {
+        let verify = site.run(arguments).expect_code(0).json();
+        assert_eq!(verify["results"][0]["level"], "sound", "{verify:#}");
+    }
+    let list = site.run(&["list", "--output", "json"]).expect_code(0).json();
+    assert_eq!(list["backups"][0]["proof"], "sound");
+}
+
+/// One file alone has nothing to be compared with. Asked for `sound` that is no success, and nothing to hold against the backup either.
+#[test]
+fn what_cannot_be_compared_is_no_pass_and_no_failure() {
+    let cluster = Cluster::start(1, Options::default());
+    let site = Site::new(&cluster);
+    site.change_policy("[backup]\n", "[backup]\nprove = \"open\"\n");
+    site.write_policy(&(site.policy() + "[retention]\nmin_proof = \"open\"\n"));
+    let id = site.backup();
+    let verify = site.run(&["verify", "--level", "sound", "--output", "json"]).expect_code(20).json();
+    assert_eq!((&verify["ok"], &verify["results"][0]["level"]), (&json!(false), &json!("open")));
+    assert!(verify["error"]["message"].as_str().unwrap().contains("could not be compared"), "{verify:#}");
+    let list = site.run(&["list", "--output", "json"]).expect_code(0).json();
+    assert_eq!((&list["backups"][0]["id"], &list["backups"][0]["proof"]), (&json!(id), &json!("open")));
+    site.run(&["verify"]).expect_code(0);
 }

@@ -24,6 +24,7 @@ use crate::{
     },
     seal::{Identities, OpenError},
     sign::SecretKey,
+    store,
 };
 
 /// Why nothing was judged.
@@ -66,6 +67,10 @@ pub struct Outcome {
     /// Whether the backup reached that level: a file that its own run marked as wrong takes nothing from the others.
     #[serde(skip)]
     pub holds: bool,
+    /// Whether something speaks against it. Where it stays below the level that was asked for and nothing does, its members could not be
+    /// compared: that is no failure to be held against it later.
+    #[serde(skip)]
+    pub fails: bool,
     /// Whether the identity at hand opens none of its files.
     #[serde(skip)]
     pub wrong_key: bool,
@@ -156,8 +161,8 @@ fn record(
         schema: ProofRecord::SCHEMA.to_owned(),
         backup: outcome.id.clone(),
         sums_sha256: signed.sums_sha256,
-        level: if outcome.holds { outcome.level } else { request.level },
-        ok: outcome.holds,
+        level: if outcome.fails { request.level } else { outcome.level },
+        ok: !outcome.fails,
         made_at: request.now,
         host: request.host.clone(),
         files: outcome.files.clone(),
@@ -172,6 +177,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         level: ProofLevel::None,
         ok: false,
         holds: false,
+        fails: true,
         wrong_key: false,
         partial: index_of(backup).is_some_and(|index| index.partial),
         created_at: index_of(backup).map(|index| index.created_at),
@@ -206,8 +212,12 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         outcome.files.push(FileVerdict { file: name.clone(), ok: problem.is_none(), problem });
     }
     outcome.files.sort_by(|a, b| a.file.cmp(&b.file));
-    let sound = holds && request.level >= ProofLevel::Sound && is_sound(&signed.index, examiner.as_ref());
-    outcome.level = match (holds, opened, sound) {
+    let soundness = if holds && request.level >= ProofLevel::Sound {
+        soundness(&signed.index, examiner.as_ref())
+    } else {
+        Soundness::Unknown
+    };
+    outcome.level = match (holds, opened, soundness == Soundness::Confirmed) {
         (false, ..) => ProofLevel::None,
         (true, false, _) => ProofLevel::Digest,
         (true, true, false) => ProofLevel::Open,
@@ -215,6 +225,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
     };
     let wanted = if request.required { request.level } else { request.level.min(signed.index.proof) };
     outcome.holds = outcome.level >= wanted.max(ProofLevel::Digest);
+    outcome.fails = !holds || soundness == Soundness::Contradicted;
     outcome.ok = outcome.holds && outcome.files.iter().all(|verdict| verdict.ok);
     Ok(outcome)
 }
@@ -223,28 +234,47 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
 fn examiner(request: &Request<'_>, backup: &Backup) -> Option<Examiner> {
     let identities = request.identities.as_ref().filter(|_| request.level >= ProofLevel::Open)?;
     let beside = backup.path.parent().map(Path::to_owned);
-    let mut dirs = request.scratch_dirs.iter().cloned().chain(beside).chain([PathBuf::from(LAST_RESORT)]);
-    let dir = dirs.find(|dir| rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    let dirs = request.scratch_dirs.iter().cloned().chain(beside).chain([PathBuf::from(LAST_RESORT)]);
+    let writable = dirs.filter(|dir| rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    let writable: Vec<PathBuf> = writable.collect();
+    let largest = index_of(backup).and_then(|index| index.members.iter().filter_map(|member| member.plain_bytes).max());
+    let has_room = |dir: &&PathBuf| store::space_at(dir).is_ok_and(|space| space.free >= largest.unwrap_or(0));
+    let dir = writable.iter().find(has_room).or(writable.first()).cloned();
     Some(Examiner::new(dir.unwrap_or_else(|| LAST_RESORT.into()), Arc::clone(identities), request.cancel.clone()))
 }
 
-/// Where a scratch goes when the copy that is verified cannot be written to; unlike `/tmp` it is on a disk.
+/// Where a scratch goes when the copy that is verified cannot be written to or is full; unlike `/tmp` it is on a disk.
 const LAST_RESORT: &str = "/var/tmp";
 
-/// Whether the primary's database is what its members answered when it was taken. Where the index has no answers (version 0.1.0 asked for
-/// none) the files of the backup are held against each other, and a majority has to be equal.
-fn is_sound(index: &Index, examiner: Option<&Examiner>) -> bool {
-    let (Some(primary), Some(examiner)) = (index.primary_member(), examiner) else { return false };
-    if examiner.of(primary.id).is_none() {
-        return false;
+/// What is known of the database on which a backup's level rests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Soundness {
+    /// It is what members answered or hold.
+    Confirmed,
+    /// Nothing contradicts it, and nothing that counts confirms it.
+    Unknown,
+    /// A member holds something else.
+    Contradicted,
+}
+
+/// Whether the database is what the members answered when it was taken. Where the index has no answers (version 0.1.0 asked for none) the
+/// files of the backup are held against each other, and a majority has to be equal.
+fn soundness(index: &Index, examiner: Option<&Examiner>) -> Soundness {
+    let (Some(member), Some(examiner)) = (index.spokesman(), examiner) else { return Soundness::Unknown };
+    if examiner.of(member.id).is_none() {
+        return Soundness::Unknown;
     }
-    if primary.hash_kv.is_some() {
-        return primary.proof >= ProofLevel::Sound;
+    if member.hash_kv.is_some() {
+        return if member.proof >= ProofLevel::Sound { Soundness::Confirmed } else { Soundness::Unknown };
     }
     let voting: Vec<EtcdId> = index.members.iter().filter(|member| !member.learner).map(|member| member.id).collect();
-    let comparisons = examiner.compare(primary.id, &[]);
-    let judgement = agreement::judge(&voting, &comparisons, &[], &[primary.id]);
-    voting.len() > 1 && judgement.members.get(&primary.id) == Some(&Agreement::Agrees)
+    let comparisons = examiner.compare(member.id, &[]);
+    let judgement = agreement::judge(&voting, &comparisons, &[], &[member.id]);
+    match judgement.members.get(&member.id) {
+        Some(Agreement::Agrees) if voting.len() > 1 => Soundness::Confirmed,
+        Some(Agreement::Differs) => Soundness::Contradicted,
+        _ => Soundness::Unknown,
+    }
 }
 
 /// What was seen of one file.
@@ -285,6 +315,8 @@ fn judge_file(
         Ok(Seen::Changed(problem)) => Ok(Judged::Bad(problem)),
         Ok(Seen::WrongKey) => Ok(Judged::WrongKey),
         Err(OpenError::Interrupted) => Err(Error::Interrupted),
+        // The scratch's trouble is not the backup's.
+        Err(OpenError::Io(error)) if error.path != path => Err(error.into()),
         // A file that the disk does not give is a finding, like one with other bytes.
         Err(other) => Ok(Judged::Bad(other.to_string())),
     }

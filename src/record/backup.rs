@@ -78,6 +78,15 @@ impl Index {
         self.members.iter().find(|member| member.name == name)
     }
 
+    /// The member on whose file the level rests: the primary, or where there is none the highest whole file of a voting member; of equals
+    /// the one streamed last, as the members are in the order of their streams.
+    #[must_use]
+    pub fn spokesman(&self) -> Option<&Member> {
+        let whole = |member: &&Member| !member.learner && member.file.is_some() && member.proof >= ProofLevel::Open;
+        let highest = || self.members.iter().filter(whole).max_by_key(|member| member.revision);
+        self.primary_member().or_else(highest)
+    }
+
     /// Bytes of all sealed files.
     #[must_use]
     pub fn sealed_bytes(&self) -> u64 {

@@ -9,7 +9,7 @@ use super::{Answer, Site};
 use crate::servers::{
     etcd::{Cluster, Options},
     fill,
-    proxy::{ALARM, DEFRAGMENT, Fault, Fired, MEMBER_LIST, Proxy, Rule, SNAPSHOT, STATUS},
+    proxy::{ALARM, DEFRAGMENT, Fault, Fired, HASH_KV, MEMBER_LIST, Proxy, Rule, SNAPSHOT, STATUS},
 };
 
 /// Members that advertise proxies, a site that knows the first of them, and one good backup that has to survive everything.
@@ -22,10 +22,10 @@ pub struct Behind {
     /// The store before the next run.
     before: RefCell<Vec<String>>,
     /// What every proxy had counted when the test began.
-    counted: Vec<[usize; 5]>,
+    counted: Vec<[usize; 6]>,
 }
 
-const COUNTED: [&str; 5] = [STATUS, SNAPSHOT, MEMBER_LIST, ALARM, DEFRAGMENT];
+const COUNTED: [&str; 6] = [STATUS, SNAPSHOT, MEMBER_LIST, ALARM, DEFRAGMENT, HASH_KV];
 
 impl Behind {
     /// Starts `n` members, all with timeouts of one second on the client's side.
@@ -175,20 +175,35 @@ impl Run {
             .collect()
     }
 
-    /// This member alone is missing, without a file, and the others are proved.
+    /// These members alone are missing, without a file, and the others are proved and agree; where they are no majority each of them says
+    /// that nobody confirms it, and none is the primary.
     #[track_caller]
     pub fn lacks(&self, names: &[&str]) -> &Self {
+        let members = self.report["members"].as_array().expect("members");
+        let is_missing = |member: &Value| names.contains(&member["name"].as_str().expect("a name"));
+        let there: Vec<&Value> = members.iter().filter(|member| !is_missing(member)).collect();
+        let majority = there.len() > members.len() / 2;
         let mut expected: Vec<_> = names.iter().map(|name| ("member_missing", *name)).collect();
+        if !majority {
+            expected
+                .extend(there.iter().map(|member| ("member_not_comparable", member["name"].as_str().expect("a name"))));
+        }
         expected.sort_unstable();
         assert_eq!(self.findings(), expected, "{}", self.report);
         assert_eq!(self.report["partial"], !names.is_empty());
-        for member in self.report["members"].as_array().expect("members") {
-            let missing = names.contains(&member["name"].as_str().expect("a name"));
+        for member in members {
+            let missing = is_missing(member);
             assert_eq!(member["file"].is_null(), missing, "{member}");
             assert_eq!(member["error"].is_null(), !missing, "{member}");
-            assert_eq!(member["proof"], if missing { "none" } else { "open" }, "{member}");
+            assert_eq!(member["proof"], if missing { "none" } else { "sound" }, "{member}");
+            let agrees = if missing || !majority { "not_comparable" } else { "agrees" };
+            assert_eq!(member["agreement"], agrees, "{member}");
         }
-        assert_eq!(self.report["proof"], "open");
+        assert_eq!(self.report["proof"], "sound");
+        assert_eq!(self.report["agreement"], if majority { "agrees" } else { "not_comparable" });
+        let primary = self.report["primary"].as_str();
+        let named = primary.is_some_and(|name| there.iter().any(|member| member["name"] == name));
+        assert_eq!((named, primary.is_none()), (majority, !majority), "{}", self.report);
         self
     }
 }

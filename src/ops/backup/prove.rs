@@ -111,6 +111,10 @@ async fn joined(proof: JoinHandle<Proved>) -> Result<(Examiner, Seen), Error> {
     match seen {
         Ok(seen) => Ok((examiner, seen)),
         Err(OpenError::Interrupted) => Err(Error::Interrupted),
+        // Only the scratch is written to: a disk without room for it says nothing about the file.
+        Err(OpenError::Io(error)) if error.is_no_space() => {
+            Err(Error::DiskFull { path: error.path.display().to_string() })
+        }
         // A file that the disk does not give back is not proved; it is no reason to drop the others.
         Err(error) => Ok((examiner, Seen::Changed(error.to_string()))),
     }
