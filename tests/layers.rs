@@ -162,7 +162,8 @@ fn no_arrow_goes_up() {
             let first = &arrow.segments[0];
             let own = src().join(source.room()).join(format!("{first}.rs"));
             let steps = 1 + arrow.segments.iter().take_while(|segment| *segment == "super").count();
-            (steps > 1 && steps >= source.depth()) || (source.part().is_none() && order.contains(first) && !own.exists())
+            (steps > 1 && steps >= source.depth())
+                || (source.part().is_none() && order.contains(first) && !own.exists())
         }));
         for arrow in found {
             seen += 1;

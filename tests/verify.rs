@@ -53,7 +53,7 @@ fn another_identity_opens_nothing() {
     assert!(servers::stock("age-keygen").arg("-o").arg(&other).stderr(Stdio::null()).status().unwrap().success());
     for command in
         [&["verify", "--level", "open"][..], &["verify", "--level", "sound"], &["verify", "--all"], &["keys", "check"]]
-     {
+    {
         let answer = copy.json(12, &[command, &["--identity", text(&other)]].concat());
         assert_eq!(kind(&answer), "wrong_identity", "{answer:#}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(&stage.newer), "{answer:#}");

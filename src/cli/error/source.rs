@@ -8,7 +8,7 @@ use crate::{cli::table::size, record::BackupId, source, store::guard::shell_quot
 /// Where to turn when a backup does not hold.
 pub(super) fn turn_to(other: Option<&BackupId>) -> String {
     match other {
-        Some(id) => format!("{id} is proved: name that one"),
+        Some(id) => format!("{id} is proved: run the same with that one"),
         None => "find one that holds with `etcd-dr verify --all`".to_owned(),
     }
 }

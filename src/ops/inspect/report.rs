@@ -191,7 +191,7 @@ pub(super) fn of(
             (None, None)
         }
         Some(Ok((dir, tail))) => {
-            let lag = tail.state.commit.saturating_sub(survey.meta.consistent_index);
+            let lag = tail.ahead_of(survey.meta.consistent_index.unwrap_or(0));
             warnings.extend(behind(survey, &tail, lag));
             let tail = Tail {
                 dir,
@@ -244,7 +244,7 @@ pub(super) fn of(
         storage_version: survey.meta.storage_version.clone(),
         cluster_version: survey.cluster.version.clone(),
         schema_version: format!("{}.{}", survey.schema.0, survey.schema.1),
-        consistent_index: survey.meta.consistent_index,
+        consistent_index: survey.meta.consistent_index.unwrap_or(0),
         term: survey.meta.term,
         members: members(survey),
         alarms: survey.alarms.iter().map(alarm).collect(),
@@ -275,7 +275,7 @@ fn merged(prefixes: impl Iterator<Item = Prefix>) -> Vec<Prefix> {
 
 /// What the log has that the database has not.
 fn behind(survey: &Survey, tail: &wal::Tail, lag: u64) -> Vec<String> {
-    let (commit, applied) = (tail.state.commit, survey.meta.consistent_index);
+    let (commit, applied) = (tail.state.commit, survey.meta.consistent_index.unwrap_or(0));
     let mut words = Vec::new();
     if lag > 0 {
         words.push(format!(
