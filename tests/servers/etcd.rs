@@ -294,6 +294,19 @@ impl Cluster {
         self.launch(i);
     }
 
+    /// A shell script that starts member `i` on its data as this process does; it becomes the server.
+    pub fn start_script(&self, i: usize) -> String {
+        let log = File::open("/dev/null").expect("/dev/null");
+        let command = self.command(i, log);
+        let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().expect("UTF-8").replace('\'', r"'\''"));
+        let words: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
+        format!(
+            "#!/bin/sh\nexec env -i PATH=/usr/bin:/bin {} >>'{}' 2>&1 </dev/null\n",
+            words.join(" "),
+            self.log(i).display()
+        )
+    }
+
     fn command(&self, i: usize, log: File) -> Command {
         let member = &self.members[i];
         let Home { series, data_dir } = self.home(i).clone();

@@ -1,7 +1,8 @@
 //! A real etcd cluster with mutual TLS and data in it, for scripts and for a look by hand:
 //! `cargo run --example lab -- --dir DIR --members 3 --fill homelab`.
 //!
-//! Writes into DIR: `pki/`, `endpoints` (comma list), `members` (lines of name, endpoint, process id) and at last `ready`. Runs
+//! Writes into DIR: `pki/`, `endpoints` (comma list), `members` (lines of name, endpoint, process id), `start-NAME` (a script that starts that
+//! member again) and at last `ready`. Runs
 //! until SIGTERM, SIGINT or the end of its standard input (if that is a pipe or a terminal), then kills the members.
 #![allow(
     clippy::unwrap_used,
@@ -122,6 +123,7 @@ fn main() {
     for i in 0..cluster.len() {
         let pid = cluster.pid(i).expect("it runs");
         writeln!(members, "{} {} {pid}", cluster.name(i), cluster.endpoint(i)).expect("a string");
+        std::fs::write(dir.join(format!("start-{}", cluster.name(i))), cluster.start_script(i)).expect("a script");
     }
     std::fs::write(dir.join("endpoints"), format!("{}\n", cluster.endpoints().join(","))).expect("endpoints");
     std::fs::write(dir.join("members"), members).expect("members");
