@@ -156,7 +156,7 @@ fn the_untrusted_comment_of_a_signature_is_free_text() {
     let stage = Stage::shared();
     let copy = stage.copy();
     flip_in(&copy.newer("SHA256SUMS.minisig"), "signature of");
-    copy.json(0, &["verify", &stage.newer, "--level", "open"]);
+    copy.json(0, &["verify", &stage.newer, "--level", "sound"]);
     let mut stock = servers::stock("minisign");
     stock.args(["-V", "-P", &stage.site.public_key, "-m"]).arg(copy.newer("SHA256SUMS"));
     assert!(stock.output().unwrap().status.success());
@@ -233,9 +233,9 @@ fn a_damaged_proof_record_is_named_and_does_not_count() {
                 let answer = copy.run(&["verify", &stage.newer, "--level", level]).expect_code(0);
                 assert!(answer.stderr.contains(&ours), "{damage} {part}: {}", answer.stderr);
             }
-            // The two that were made just now count.
-            assert_eq!(copy.json(0, &["show", &stage.newer])["proofs"].as_array().unwrap().len(), 3);
-            assert_eq!(copy.listed(&stage.newer)["proof"], "open");
+            // The three that were made just now count.
+            assert_eq!(copy.json(0, &["show", &stage.newer])["proofs"].as_array().unwrap().len(), 4);
+            assert_eq!(copy.listed(&stage.newer)["proof"], "sound");
         }
     }
     let copy = stage.copy();

@@ -160,7 +160,7 @@ fn a_scratch_that_does_not_fit_is_found_before_the_first_stream() {
     fill::incompressible(&cluster.client(0), 16);
     let site = Site::new(&cluster);
     // Room for what is sealed, not for a database beside it.
-    let store = store_on(&site, |at| Mount::tmpfs(at, 28));
+    let store = store_on(&site, |at| Mount::tmpfs(at, 24));
     assert_no_room(&site, &proxy, &site.store());
     let scratch = scratch_aside(&site);
     let small = Mount::tmpfs(&scratch, 8);

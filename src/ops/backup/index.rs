@@ -126,7 +126,8 @@ fn judged(members: &mut [Member], compared: &Compared) -> Vec<Finding> {
             Some(Agreement::Differs) => {
                 (FindingKind::MemberDiffers, agreement::evidence(member.id, &agreed.comparisons, &name))
             }
-            Some(Agreement::NotComparable) if member.file.is_some() => {
+            // A file that failed its own proof has that as its finding.
+            Some(Agreement::NotComparable) if member.file.is_some() && member.error.is_none() => {
                 let silent = agreed.silent.get(&member.id).map(String::as_str);
                 let detail = silent.unwrap_or("no other member answered for the same revision");
                 (FindingKind::MemberNotComparable, detail.to_owned())
