@@ -45,7 +45,7 @@ fn scratch_aside(site: &Site) -> PathBuf {
     let dir = site.path("scratch");
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-    site.change_policy("[backup]\n", &format!("[backup]\nscratch_dir = {dir:?}\n"));
+    site.change_policy("[backup]\n", &format!("[backup]\nscratch_dir = \"{}\"\n", dir.display()));
     dir
 }
 

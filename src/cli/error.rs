@@ -188,7 +188,7 @@ impl Failure {
             for verdict in result.files.iter().filter(|verdict| !verdict.ok) {
                 lines.push_str(&file_line(&format!("{}/{}", result.id, verdict.file), verdict.problem.as_deref()));
             }
-            if !result.fails && !result.holds {
+            if result.standing == verify::Standing::Short {
                 let reached = format!("its files hold, proved {}; its members could not be compared", result.level);
                 lines.push_str(&file_line(&result.id.to_string(), Some(&reached)));
             }

@@ -360,7 +360,8 @@ pub fn is_in_use(data_dir: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{crate::etcd::membership::tests::three, *};
+    use super::*;
+    use crate::etcd::membership::tests::three;
 
     type Rows = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 

@@ -64,13 +64,9 @@ pub struct Outcome {
     pub level: ProofLevel,
     /// Whether it reached the level that was tried, and no file of it is wrong.
     pub ok: bool,
-    /// Whether the backup reached that level: a file that its own run marked as wrong takes nothing from the others.
+    /// Whether the backup as a whole stands: a file that its own run marked as wrong takes nothing from the others.
     #[serde(skip)]
-    pub holds: bool,
-    /// Whether something speaks against it. Where it stays below the level that was asked for and nothing does, its members could not be
-    /// compared: that is no failure to be held against it later.
-    #[serde(skip)]
-    pub fails: bool,
+    pub standing: Standing,
     /// Whether the identity at hand opens none of its files.
     #[serde(skip)]
     pub wrong_key: bool,
@@ -80,6 +76,18 @@ pub struct Outcome {
     pub created_at: Option<Timestamp>,
     /// A file each.
     pub files: Vec<FileVerdict>,
+}
+
+/// What a backup's bytes and contents amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It reached the level that was wanted.
+    Holds,
+    /// It stays below that level, and nothing speaks against it: its members could not be compared, which is no failure to be held against it
+    /// later.
+    Short,
+    /// Something speaks against it.
+    Fails,
 }
 
 /// What a verification needs beside the backups.
@@ -161,8 +169,8 @@ fn record(
         schema: ProofRecord::SCHEMA.to_owned(),
         backup: outcome.id.clone(),
         sums_sha256: signed.sums_sha256,
-        level: if outcome.fails { request.level } else { outcome.level },
-        ok: !outcome.fails,
+        level: if outcome.standing == Standing::Fails { request.level } else { outcome.level },
+        ok: outcome.standing != Standing::Fails,
         made_at: request.now,
         host: request.host.clone(),
         files: outcome.files.clone(),
@@ -176,8 +184,7 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         id: backup.dir_name.clone(),
         level: ProofLevel::None,
         ok: false,
-        holds: false,
-        fails: true,
+        standing: Standing::Fails,
         wrong_key: false,
         partial: index_of(backup).is_some_and(|index| index.partial),
         created_at: index_of(backup).map(|index| index.created_at),
@@ -224,9 +231,14 @@ fn judge(request: &Request<'_>, backup: &Backup) -> Result<Outcome, Error> {
         (true, true, true) => ProofLevel::Sound,
     };
     let wanted = if request.required { request.level } else { request.level.min(signed.index.proof) };
-    outcome.holds = outcome.level >= wanted.max(ProofLevel::Digest);
-    outcome.fails = !holds || soundness == Soundness::Contradicted;
-    outcome.ok = outcome.holds && outcome.files.iter().all(|verdict| verdict.ok);
+    outcome.standing = if !holds || soundness == Soundness::Contradicted {
+        Standing::Fails
+    } else if outcome.level >= wanted.max(ProofLevel::Digest) {
+        Standing::Holds
+    } else {
+        Standing::Short
+    };
+    outcome.ok = outcome.standing == Standing::Holds && outcome.files.iter().all(|verdict| verdict.ok);
     Ok(outcome)
 }
 

@@ -207,8 +207,8 @@ impl Run {
         assert_eq!(self.report["proof"], "sound");
         assert_eq!(self.report["agreement"], if majority { "agrees" } else { "not_comparable" });
         let primary = self.report["primary"].as_str();
-        let named = primary.is_some_and(|name| there.iter().any(|member| member["name"] == name));
-        assert_eq!((named, primary.is_none()), (majority, !majority), "{}", self.report);
+        let is_there = primary.is_some_and(|name| there.iter().any(|member| member["name"] == name));
+        assert_eq!((is_there, primary.is_none()), (majority, !majority), "{}", self.report);
         self
     }
 }
