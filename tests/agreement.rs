@@ -248,3 +248,17 @@ fn only_the_primary_is_kept_where_that_is_wanted_and_all_agree() {
     let report = backup(&site, 20);
     assert!(report["members"].as_array().unwrap().iter().all(|member| member["file"].is_string()), "{report}");
 }
+
+#[test]
+fn a_release_that_is_known_to_lose_data_is_a_warning_with_advice() {
+    let cluster = Cluster::start(1, Options { series: servers::Series::V3_4, ..Options::default() });
+    fill::homelab(&cluster.client(0));
+    let site = Site::new(&cluster);
+    let report = backup(&site, 0);
+    assert_eq!((&report["agreement"], &report["proof"]), (&"single".into(), &"sound".into()), "{report}");
+    let version = report["members"][0]["version"].as_str().unwrap();
+    let warnings = report["warnings"].to_string();
+    // Debian's release; a newer one would have its own words, or none.
+    assert_eq!(version, "3.4.23");
+    assert!(warnings.contains("etcd 3.4.23") && warnings.contains("go to 3.4.38 or newer"), "{warnings}");
+}

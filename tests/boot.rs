@@ -4,7 +4,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stdout,
     missing_docs,
     reason = "a failed test is a panic, and the matrix is printed"
 )]
@@ -13,6 +12,7 @@ mod servers;
 mod site;
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -217,6 +217,12 @@ fn every_release_boots_what_every_release_wrote() {
     }
     let mut rows = rows.into_inner().unwrap();
     rows.sort();
-    println!("| source | booted by | rows | HashKV at R+B | short lease alive at boot |\n{}", rows.join("\n"));
+    // Past the harness, which keeps what passes to itself: the matrix is a result.
+    writeln!(
+        std::io::stdout(),
+        "| source | booted by | rows | HashKV at R+B | short lease alive at boot |\n{}",
+        rows.join("\n")
+    )
+    .unwrap();
     assert_eq!(rows.len(), 9);
 }

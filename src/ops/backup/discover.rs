@@ -106,7 +106,10 @@ pub async fn discover(dialer: &Dialer, endpoints: &[Endpoint], max_lag: u64) -> 
     let mut asked = JoinSet::new();
     for (at, member) in listed.iter().enumerate() {
         if member.learner {
-            found.warnings.push(format!("{} is a learner: it does not vote and is not streamed", display_name(member)));
+            found.warnings.push(format!(
+                "{} is a learner: it does not vote and is not streamed; promote it once it has caught up",
+                display_name(member)
+            ));
             found.learners.push(blank(member));
             continue;
         }
@@ -139,14 +142,30 @@ pub async fn discover(dialer: &Dialer, endpoints: &[Endpoint], max_lag: u64) -> 
     for reached in &found.reached {
         if let Some((id, behind)) = lagging.iter().find(|(id, _)| *id == reached.listed.id) {
             let name = &reached.listed.name;
-            found.warnings.push(format!("{name} is {behind} revisions behind: it is streamed and never primary"));
+            found.warnings.push(format!(
+                "{name} is {behind} revisions behind: it is streamed and never primary; see why it is slow (disk, network), or replace it"
+            ));
             found.lagging.push(*id);
         }
         for alarm in &reached.status.errors {
-            found.warnings.push(format!("{} reports: {alarm}", reached.listed.name));
+            found.warnings.push(format!("{} reports: {alarm}{}", reached.listed.name, advice(alarm)));
         }
     }
     Ok(found)
+}
+
+/// What to do about what a member says of itself.
+fn advice(alarm: &str) -> &'static str {
+    if alarm.contains("NOSPACE") {
+        "; the cluster takes no writes: compact, `etcdctl defrag` one member at a time, then `etcdctl alarm disarm`; a restore from this \
+         snapshot needs `--clear-alarms`"
+    } else if alarm.contains("CORRUPT") {
+        "; etcd itself found that members differ: replace the one that this backup names, then `etcdctl alarm disarm`"
+    } else if alarm.contains("no leader") {
+        "; without a quorum this snapshot may be the newest data there is: keep it, and restore with `--from` it"
+    } else {
+        ""
+    }
 }
 
 async fn member_list(dialer: &Dialer, endpoints: &[Endpoint]) -> Result<(EtcdId, Vec<ListedMember>), Error> {
