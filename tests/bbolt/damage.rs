@@ -169,6 +169,20 @@ fn damaged_metas() {
     file.bytes[PAGE + 16 + 48] ^= 1;
     let words = judge(&file).to_string();
     assert!(words.starts_with("neither meta page can be used: page 0: its checksum is "), "{words}");
+    for (page, size) in [(0, 5000_u32), (0, 8192), (1, 8192), (1, 0)] {
+        let edit = |f: &mut Memory| {
+            f.put(page * PAGE + 16 + 8, &size.to_le_bytes());
+            f.resum();
+        };
+        match (page, size) {
+            // The second one is looked for behind the first one's page.
+            (0, 8192) => says(edit, "truncated: the database has 122880 bytes, the file holds 61440 of them"),
+            _ => says(
+                edit,
+                &format!("the meta of page {page} names a page size of {size} bytes, and the other meta another"),
+            ),
+        }
+    }
     // The newer one counts, on whichever page.
     let mut file = sound();
     file.put(PAGE + 16 + 48, &7_u64.to_le_bytes());

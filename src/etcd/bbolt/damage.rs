@@ -41,6 +41,14 @@ pub enum Damage {
         /// What the file says.
         found: u32,
     },
+    /// A meta whose checksum is right over another page size than that of the meta that counts.
+    #[error("the meta of page {meta} names a page size of {found} bytes, and the other meta another")]
+    OtherPageSize {
+        /// Page of the meta.
+        meta: u64,
+        /// What it says.
+        found: u32,
+    },
     /// Neither of the two metas counts.
     #[error("neither meta page can be used: page 0: {first}; page 1: {second}")]
     Metas {

@@ -33,12 +33,13 @@ impl<S: ReadAt> Db<S> {
     ///
     /// # Errors
     /// [`Damage::Foreign`] if this is something else; [`Damage::Version`], [`Damage::PageSize`], [`Damage::Metas`] if no meta counts;
-    /// [`Damage::Truncated`]; [`Damage::MetaPoints`]; [`Damage::Page`] if page 0 or 1 has a damaged header; [`Damage::Read`].
+    /// [`Damage::OtherPageSize`]; [`Damage::Truncated`]; [`Damage::MetaPoints`]; [`Damage::Page`] if page 0 or 1 has a damaged header; [`Damage::Read`].
     pub fn open(source: S) -> Result<Self, Damage> {
         let size = source.size().map_err(|source| Damage::Read { offset: 0, bytes: 0, source })?;
         let has_trailer = size % 512 == TRAILER;
         let length = if has_trailer { size.saturating_sub(TRAILER) } else { size };
         let (first, second) = metas(&source, length)?;
+        other_page_size(first, second)?;
         let (page, meta, other) = match (first, second) {
             (Ok(first), Ok(second)) if second.transaction > first.transaction => (1, second, Ok(first)),
             (Ok(first), second) => (0, first, second),
@@ -192,6 +193,16 @@ fn second_meta<S: ReadAt>(source: &S, length: u64, page_size: u32) -> Result<Fou
         Ok(meta) if meta.page_size != page_size => Err(MetaFault::PageSize { found: meta.page_size }),
         other => other,
     })
+}
+
+/// A page size is not looked at before a meta counts: bbolt reads the whole file by the first one's, and then takes the tree of the newer.
+fn other_page_size(first: Found, second: Found) -> Result<(), Damage> {
+    let (meta, found) = match (first, second) {
+        (Err(MetaFault::PageSize { found }), Ok(_)) => (0, found),
+        (Ok(_), Err(MetaFault::PageSize { found })) => (1, found),
+        _ => return Ok(()),
+    };
+    Err(Damage::OtherPageSize { meta, found })
 }
 
 /// The meta of the page at `offset`.
