@@ -1,4 +1,5 @@
-//! `RECOVERY.md` is followed to the letter, with stock tools and no etcd-dr, until a cluster stands that has the data.
+//! `RECOVERY.md` is followed to the letter, with stock tools and no etcd-dr, and with etcd-dr and no policy, until a cluster stands that has
+//! the data.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -26,8 +27,10 @@ fn blocks(text: &str, chapter: &str) -> Vec<String> {
     chapter.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
+/// Runs a block as it stands, with the stock tools and etcd-dr at hand, and no policy of etcd-dr's.
 fn sh(script: &str, dir: &Path) -> String {
-    let path = format!("{}:/usr/bin:/bin", servers::binaries().display());
+    let product = Path::new(site::BINARY).parent().unwrap();
+    let path = format!("{}:{}:/usr/bin:/bin", servers::binaries().display(), product.display());
     let output = stock("bash")
         .args(["-euo", "pipefail", "-c", script])
         .env("PATH", path)
@@ -39,63 +42,110 @@ fn sh(script: &str, dir: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A cluster with data, one backup of it, and what its members then suffered: all are killed, and their data directories are left.
+struct Disaster {
+    cluster: Cluster,
+    site: Site,
+    id: String,
+    text: String,
+    before: Vec<String>,
+}
+
+impl Disaster {
+    fn of_three() -> Self {
+        let cluster = Cluster::start(3, Options::default());
+        fill::homelab(&cluster.client(0));
+        let site = Site::new(&cluster);
+        let id = site.backup();
+        let text = fs::read_to_string(site.backup_dir(&id).join("RECOVERY.md")).unwrap();
+        let before = keys(&cluster);
+        assert!(before.len() > 50, "{before:#?}");
+        cluster.kill_all();
+        Self { cluster, site, id, text, before }
+    }
+
+    /// The member that a block restores.
+    fn member(&self, block: &str, flag: &str) -> usize {
+        (0..3).find(|i| block.contains(&format!("{flag} {} ", self.cluster.name(*i)))).unwrap()
+    }
+
+    /// One machine has three hosts' paths, and a file of such a name in /dev/shm may be another's.
+    fn here(&self, block: &str, i: usize) -> String {
+        let path = |name: &str| self.site.path(name).to_str().unwrap().to_owned();
+        block
+            .replace("/dev/shm/snapshot.db", &path("snapshot.db"))
+            .replace("/dev/shm/identity.txt", &path("second.txt"))
+            .replace("/root/plan.json", &path("plan.json"))
+            .replace("/var/lib/etcd-restored", &path(&format!("restored-{i}")))
+            .replace("/var/lib/etcd-old-", &path(&format!("old-{i}-")))
+            .replace("/var/lib/etcd", self.cluster.data_dir(i).to_str().unwrap())
+    }
+
+    /// The members serve the same keys; it is another cluster now, and the store says so until a person accepts it.
+    fn is_over(&self) {
+        self.cluster.boot();
+        assert_eq!(keys(&self.cluster), self.before);
+        let site = &self.site;
+        let refused = site.run(&["backup", "--output", "json"]).expect_code(2).json();
+        let hint = refused["error"]["hint"].as_str().unwrap();
+        let accept = hint.split('`').nth(1).unwrap().strip_prefix("etcd-dr ").unwrap().to_owned();
+        site.run(&accept.split(' ').collect::<Vec<_>>()).expect_code(0);
+        assert_ne!(site.backup(), self.id);
+        site.run(&["verify", "--all"]).expect_code(0);
+    }
+}
+
 #[test]
-fn followed_to_the_letter_it_brings_the_cluster_back() {
-    let cluster = Cluster::start(3, Options::default());
-    fill::homelab(&cluster.client(0));
-    let site = Site::new(&cluster);
-    let id = site.backup();
-    let dir = site.backup_dir(&id);
-    let text = fs::read_to_string(dir.join("RECOVERY.md")).unwrap();
+fn the_stock_way_followed_to_the_letter_brings_the_cluster_back() {
+    let disaster = Disaster::of_three();
+    let (text, site) = (&disaster.text, &disaster.site);
     for i in 0..3 {
-        assert!(text.contains(cluster.name(i)), "{text}");
+        assert!(text.contains(disaster.cluster.name(i)), "{text}");
     }
     for secret in [fill::SECRET, "AGE-SECRET-KEY"] {
         assert!(!text.contains(secret));
     }
-    let before = keys(&cluster);
-    assert!(before.len() > 50, "{before:#?}");
-
-    // The disaster: every member is gone, and their data with them.
-    for i in 0..3 {
-        cluster.kill_member(i);
-        sh(&format!("mv {} lost-{i}", cluster.data_dir(i).display()), cluster.dir());
-    }
+    // A copy under any name will do.
     let work = site.path("recovery");
-    sh(&format!("cp -a {} {}", dir.display(), work.display()), site.path(".").as_path());
-    fs::copy(site.path("second.txt"), work.join("identity.txt")).unwrap();
-    // A file of that name in /dev/shm may be another's: zstd would not write over it, and the test would remove it. The commands are the
-    // text's otherwise.
-    assert!(text.contains("-o /dev/shm/snapshot.db\n"), "{text}");
-    let opened = site.path("snapshot.db");
-    let here = |block: &str| block.replace("/dev/shm/snapshot.db", opened.to_str().unwrap());
-    for block in blocks(&text, "1. Check").into_iter().chain(blocks(&text, "2. Open")) {
-        sh(&here(&block), &work);
-    }
-    let restores = blocks(&text, "4. Restore");
+    sh(&format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), work.display()), &site.path("."));
+    let mut blocks = blocks(text, "4. Or").into_iter();
+    let opened = sh(&disaster.here(&blocks.next().unwrap(), 0), &work);
+    let sha256 = opened.lines().find_map(|line| line.strip_suffix(site.path("snapshot.db").to_str()?)).unwrap().trim();
+    assert!(text.contains(sha256), "{opened}\n{text}");
+    let restores: Vec<String> = blocks.collect();
     assert_eq!(restores.len(), 3);
     for block in restores {
-        let i = (0..3).find(|i| block.contains(&format!("--name {} ", cluster.name(*i)))).unwrap();
-        let data_dir = cluster.data_dir(i);
-        fs::create_dir_all(&data_dir).unwrap();
-        // Three nodes' paths on one machine.
-        let target = site.path(&format!("restored-{i}"));
-        let block = here(&block)
-            .replace("/var/lib/etcd-restored", target.to_str().unwrap())
-            .replace("/var/lib/etcd/", &format!("{}/", data_dir.display()));
-        sh(&block, &work);
+        assert!(block.contains("--bump-revision 1000000000 --mark-compacted"), "{block}");
+        let i = disaster.member(&block, "--name");
+        sh(&disaster.here(&block, i), &work);
+        let aside = site::names(&site.path(".")).into_iter().find(|name| name.starts_with(&format!("old-{i}-")));
+        assert!(site.path(&aside.unwrap()).join("snap/db").exists());
     }
-    cluster.boot();
-    assert_eq!(keys(&cluster), before);
+    disaster.is_over();
+}
 
-    // It is another cluster now, and the store says so until a person accepts it.
-    let refused = site.run(&["backup", "--output", "json"]).expect_code(2).json();
-    let hint = refused["error"]["hint"].as_str().unwrap();
-    let accept = hint.split('`').nth(1).unwrap().strip_prefix("etcd-dr ").unwrap().to_owned();
-    site.run(&accept.split(' ').collect::<Vec<_>>()).expect_code(0);
-    let next = site.backup();
-    assert_ne!(next, id);
-    site.run(&["verify", "--all"]).expect_code(0);
+#[test]
+fn etcd_drs_way_followed_to_the_letter_brings_the_cluster_back() {
+    let disaster = Disaster::of_three();
+    let site = &disaster.site;
+    let mut blocks = blocks(&disaster.text, "3. Restore with etcd-dr").into_iter();
+    sh(&disaster.here(&blocks.next().unwrap(), 0), &site.backup_dir(&disaster.id));
+    let restores: Vec<String> = blocks.collect();
+    assert_eq!(restores.len(), 3);
+    for block in restores {
+        let i = disaster.member(&block, "--member");
+        // Each host has a copy of its own, with no store around it.
+        let host = site.path(&format!("host-{i}"));
+        fs::create_dir(&host).unwrap();
+        sh(&format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), host.display()), &host);
+        let said = sh(&disaster.here(&block, i), &host.join(&disaster.id));
+        assert!(said.contains("moved aside"), "{said}");
+        for other in (0..3).filter(|other| *other != i) {
+            let next = format!("--plan plan.json --member {} ", disaster.cluster.name(other));
+            assert!(said.contains(&next), "{said}");
+        }
+    }
+    disaster.is_over();
 }
 
 /// The keys below `/registry/` in order, without those under the leases that end while a slow machine restores.

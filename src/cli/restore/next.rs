@@ -1,4 +1,4 @@
-//! What is left to do after a restore, on this kind of cluster, with its names and addresses.
+//! What is left to do after a restore, on this kind of cluster, with its names and addresses. `RECOVERY.md` says the same at more length.
 
 use std::path::Path;
 
@@ -16,6 +16,15 @@ pub fn steps(plan: &RestorePlan, accepted: bool) -> String {
     } else {
         plain(plan, &mut lines);
     }
+    if !plan.alarms.is_empty() && !plan.clear_alarms {
+        let alarms = plan.alarms.join(", ");
+        lines.push(format!(
+            "see to the cause of the alarm {alarms}, then `etcdctl alarm disarm`: no write is taken before"
+        ));
+    }
+    if !plan.moved_aside.is_empty() {
+        lines.push("keep what was moved aside until two backups of the restored cluster are verified".to_owned());
+    }
     if accepted {
         lines.push("take a backup when it stands: `etcd-dr backup`; the store takes the new cluster id".to_owned());
     } else {
@@ -31,12 +40,18 @@ pub fn steps(plan: &RestorePlan, accepted: bool) -> String {
 /// The members that this run did not write, or wrote for other hosts.
 fn others(plan: &RestorePlan, lines: &mut Vec<String>) {
     let elsewhere: Vec<&Planned> = plan.members.iter().filter(|member| !member.write).collect();
+    // Hosts of one cluster are alike: a directory that does not bear the member's name is the same on the others.
+    let alike = |member: &&Planned| !member.data_dir.to_string_lossy().contains(&member.name);
+    let alike = plan.written().find(alike).map(|member| member.data_dir.as_path());
     for member in &elsewhere {
         let name = quoted(&member.name);
+        let data_dir = alike.unwrap_or(&member.data_dir);
         lines.push(format!(
-            "on the host of {} ({}): `etcd-dr restore --plan plan.json --member {name}`",
+            "on the host of {} ({}), with the plan that this run followed: `etcd-dr restore --snapshot {} --plan plan.json --member {name} --data-dir {} --replace`",
             member.name,
-            urls(member)
+            urls(member),
+            quoted(&plan.source),
+            shell_quote(data_dir)
         ));
     }
     if elsewhere.is_empty() && plan.members.len() > 1 {
