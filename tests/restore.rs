@@ -123,6 +123,78 @@ fn three_members_come_back_from_one_read_and_again_from_three_runs_with_one_plan
     assert!(leftovers.is_empty(), "{leftovers:?}");
 }
 
+#[test]
+fn a_lone_survivors_backup_brings_the_cluster_back_once_its_member_is_named() {
+    let cluster = Cluster::start(3, Options::default());
+    fill::homelab(&cluster.client(0));
+    let site = Site::new(&cluster);
+    cluster.kill_member(1);
+    cluster.kill_member(2);
+    let taken = site.run(&["backup", "--output", "json"]).expect_code(3).json();
+    assert!(taken["primary"].is_null() && taken["partial"] == true, "{taken:#}");
+    let id = taken["id"].as_str().unwrap();
+    let recovery = fs::read_to_string(site.backup_dir(id).join("RECOVERY.md")).unwrap();
+    assert!(recovery.contains("--snapshot . --from k8s --dry-run"), "{recovery}");
+
+    let out = site.path("out");
+    let arguments = ["restore", "--snapshot", id, "--all-members", "--output-dir", text(&out), "--output", "json"];
+    let refused = site.run(&arguments).expect_code(2);
+    assert!(error(&refused).contains("no primary") && error(&refused).contains("`--from k8s`"), "{refused:?}");
+    let gave_nothing = site.run(&[&arguments[..], &["--from", "k8s-cp2"]].concat()).expect_code(2);
+    assert!(error(&gave_nothing).contains("`--from k8s`"), "{gave_nothing:?}");
+    assert!(!out.exists());
+
+    // It answers still, alone: no quorum, so that nothing newer can be written.
+    let answer = site.run(&[&arguments[..], &["--from", "k8s"]].concat()).expect_code(0);
+    assert!(answer.stderr.contains("k8s still answers"), "{answer:?}");
+    let done = answer.json();
+    assert_eq!(done["from"], "k8s");
+    cluster.kill_all();
+    for i in 0..3 {
+        cluster.launch_from(i, &out.join(cluster.name(i)), servers::Series::V3_6);
+    }
+    cluster.until_all_serve();
+    answer_as_planned(&cluster, &done);
+    site.backup();
+}
+
+/// Puts one value; the words of the member where it refuses.
+fn put(cluster: &Cluster, key: &str, bytes: usize) -> Result<(), String> {
+    let (mut client, key) = (cluster.client(0), key.to_owned());
+    let answer = servers::wait(async move { client.put(key, vec![b'x'; bytes], None).await });
+    answer.map(drop).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_full_databases_alarm_refuses_writes_until_it_is_left_out() {
+    let quota = Options { extra_args: vec!["--quota-backend-bytes=4194304".to_owned()], ..Options::default() };
+    let cluster = Cluster::start(1, quota);
+    let words = (0..100).find_map(|i| put(&cluster, &format!("/registry/namespaces/{i}"), 200_000).err());
+    assert!(words.expect("4 MiB are full").contains("space exceeded"));
+    assert_eq!(ask::alarms(&cluster.client(0)).len(), 1);
+    let site = Site::new(&cluster);
+    let id = site.backup();
+    let recovery = fs::read_to_string(site.backup_dir(&id).join("RECOVERY.md")).unwrap();
+    assert!(recovery.contains("--snapshot . --clear-alarms --dry-run"), "{recovery}");
+    cluster.kill_all();
+
+    for (flags, alarms) in [(&[][..], 1), (&["--clear-alarms"][..], 0)] {
+        let out = site.path(&format!("out-{alarms}"));
+        let arguments = ["restore", "--snapshot", &id, "--all-members", "--output-dir", text(&out)];
+        let answer = site.run(&[&arguments[..], flags].concat()).expect_code(0);
+        assert!(answer.stdout.contains("NOSPACE"), "{answer:?}");
+        assert_eq!(answer.stdout.contains("etcdctl alarm disarm"), alarms == 1, "{answer:?}");
+        assert_eq!(answer.stderr.contains("--clear-alarms leaves it out"), alarms == 1, "{answer:?}");
+        // With room again: 8 GiB.
+        let restored = Cluster::planned(1, Options::default());
+        restored.launch_from(0, &out.join("k8s"), servers::Series::V3_6);
+        restored.until_all_serve();
+        assert_eq!(ask::alarms(&restored.client(0)).len(), alarms);
+        let written = put(&restored, "/registry/namespaces/after", 10);
+        assert_eq!(written.is_err(), alarms == 1, "{written:?}");
+    }
+}
+
 /// A single member with a snapshot of its own, which no test changes.
 struct Single {
     cluster: Cluster,
