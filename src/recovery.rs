@@ -51,7 +51,8 @@ const NEEDED: &str = r"## 0. Is a restore needed?
 const STOP: &str = r"## 1. Stop, on every control-plane node
 
 Open a root shell on each node first: once the API is gone, `kubectl` is no help. Stop what writes or deletes by itself: Flux or Argo CD,
-CI, autoscalers, and whatever prunes backups. Then move the manifests out of the directory; a copy that stays in it is run.
+CI, autoscalers, and whatever prunes backups; see that the clocks agree. Then move the manifests out of the directory: a copy that stays
+in it is run.
 
 ```sh
 mkdir -p /etc/kubernetes/stopped
@@ -215,9 +216,10 @@ impl<'a> Facts<'a> {
         if self.alarms.contains("CORRUPT") {
             writeln!(text, "- CORRUPT means that a member's data was wrong: be sure of the file before you clear it.")?;
         }
+        gap(text);
         writeln!(
             text,
-            "\nNot in it: the Kubernetes manifests, the PKI under `/etc/kubernetes`, the encryption-at-rest key. Without the cluster's CA and"
+            "Not in it: the Kubernetes manifests, the PKI under `/etc/kubernetes`, the encryption-at-rest key. Without the cluster's CA and"
         )?;
         writeln!(
             text,
@@ -250,7 +252,7 @@ impl<'a> Facts<'a> {
         }
         writeln!(
             text,
-            "Where 2 x (last - {here}) is more than {BUMP}, take that number, the same on every host: chapter 3 says where.\n"
+            "Where 2 x (last - {here}) is more than {BUMP}, take that number, the same on every host, where chapter 3 or 4 says so.\n"
         )
     }
 
@@ -388,7 +390,7 @@ impl<'a> Facts<'a> {
                 writeln!(text, "Of `{}` it has {bytes} bytes and SHA-256 `{sha256}`.", member.name)?;
             }
         }
-        text.push('\n');
+        gap(text);
         Ok(())
     }
 
@@ -406,7 +408,10 @@ impl<'a> Facts<'a> {
             "new token (`TOKEN=etcd-dr-$(cat /proc/sys/kernel/random/uuid)`, the same text on each node): an old one lets forgotten members join."
         )?;
         match self.tool {
-            Tool::Etcdutl => writeln!(text, "A larger number from chapter 2 goes in place of {BUMP}.\n")?,
+            Tool::Etcdutl => writeln!(
+                text,
+                "A larger number from chapter 2 goes in place of {BUMP}. An etcdutl that does not know `--bump-revision` is an early 3.5: take a later one.\n"
+            )?,
             Tool::Etcdctl => writeln!(
                 text,
                 "etcd 3.4's tool cannot raise the revision: restart every client that watches, kubelets first. etcd-dr's way does raise it.\n"
@@ -415,7 +420,7 @@ impl<'a> Facts<'a> {
         for member in &self.voters {
             writeln!(
                 text,
-                "On `{}` (a new host has no old directory: leave the first line out):\n\n```sh",
+                "On `{}` (a new host: `mkdir -m 0700 /var/lib/etcd` in place of the first line):\n\n```sh",
                 member.name
             )?;
             writeln!(
@@ -458,7 +463,8 @@ impl<'a> Facts<'a> {
             text,
             "change: etcd reads the members from the data directory. Go on when there are {members} members (`etcdctl member list`), one leader,"
         )?;
-        writeln!(text, "equal hashes (`etcdctl endpoint hashkv --cluster`), and no alarm (`etcdctl alarm list`).\n")?;
+        writeln!(text, "equal hashes (`etcdctl endpoint hashkv --cluster`), and no alarm (`etcdctl alarm list`).")?;
+        writeln!(text, "Where SELinux enforces: `restorecon -R /var/lib/etcd` before.\n")?;
         if !self.alarms.is_empty() {
             writeln!(
                 text,
@@ -497,6 +503,13 @@ fn shell(text: &str) -> String {
         text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// One empty line, and not two.
+fn gap(text: &mut String) {
+    if !text.ends_with("\n\n") {
+        text.push('\n');
     }
 }
 
@@ -618,6 +631,7 @@ mod tests {
             has(&text, &[&format!("--plan /root/plan.json --member {name} "), &format!("  --name {name} ")]);
         }
         assert_eq!(text.matches("--bump-revision 1000000000 --mark-compacted").count(), 3);
+        assert!(!text.contains("\n\n\n"), "{text}");
         // A page or two at three in the morning.
         assert!(text.lines().count() < 170, "{}", text.lines().count());
         assert!(text.lines().all(|line| line.starts_with('|') || line.chars().count() <= 150), "{text}");

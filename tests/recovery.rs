@@ -16,6 +16,7 @@ use std::fs;
 use std::path::Path;
 
 use servers::{
+    Series,
     etcd::{Cluster, Options},
     fill, stock,
 };
@@ -28,9 +29,9 @@ fn blocks(text: &str, chapter: &str) -> Vec<String> {
 }
 
 /// Runs a block as it stands, with the stock tools and etcd-dr at hand, and no policy of etcd-dr's.
-fn sh(script: &str, dir: &Path) -> String {
+fn sh(series: Series, script: &str, dir: &Path) -> String {
     let product = Path::new(site::BINARY).parent().unwrap();
-    let path = format!("{}:{}:/usr/bin:/bin", servers::binaries().display(), product.display());
+    let path = format!("{}:{}:/usr/bin:/bin", servers::binaries_of(series).display(), product.display());
     let output = stock("bash")
         .args(["-euo", "pipefail", "-c", script])
         .env("PATH", path)
@@ -52,8 +53,8 @@ struct Disaster {
 }
 
 impl Disaster {
-    fn of_three() -> Self {
-        let cluster = Cluster::start(3, Options::default());
+    fn of_three(series: Series) -> Self {
+        let cluster = Cluster::start(3, Options { series, ..Options::default() });
         fill::homelab(&cluster.client(0));
         let site = Site::new(&cluster);
         let id = site.backup();
@@ -97,7 +98,16 @@ impl Disaster {
 
 #[test]
 fn the_stock_way_followed_to_the_letter_brings_the_cluster_back() {
-    let disaster = Disaster::of_three();
+    the_stock_way(Series::V3_6);
+}
+
+#[test]
+fn the_stock_way_of_etcd_3_4_does_so_too() {
+    the_stock_way(Series::V3_4);
+}
+
+fn the_stock_way(series: Series) {
+    let disaster = Disaster::of_three(series);
     let (text, site) = (&disaster.text, &disaster.site);
     for i in 0..3 {
         assert!(text.contains(disaster.cluster.name(i)), "{text}");
@@ -107,18 +117,19 @@ fn the_stock_way_followed_to_the_letter_brings_the_cluster_back() {
     }
     // A copy under any name will do.
     let work = site.path("recovery");
-    sh(&format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), work.display()), &site.path("."));
+    sh(series, &format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), work.display()), &site.path("."));
     let mut blocks = blocks(text, "4. Or").into_iter();
-    let opened = sh(&disaster.here(&blocks.next().unwrap(), 0), &work);
+    let opened = sh(series, &disaster.here(&blocks.next().unwrap(), 0), &work);
     let sha256 = opened.lines().find_map(|line| line.strip_suffix(site.path("snapshot.db").to_str()?)).unwrap().trim();
     assert!(text.contains(sha256), "{opened}\n{text}");
     let restores: Vec<String> = blocks.collect();
     assert_eq!(restores.len(), 3);
     for block in restores {
         let least = etcd_dr::plan::restore::LEAST_BUMP;
-        assert!(block.contains(&format!("--bump-revision {least} --mark-compacted")), "{block}");
+        let raised = block.contains(&format!("--bump-revision {least} --mark-compacted"));
+        assert_eq!(raised, series > Series::V3_4, "{block}");
         let i = disaster.member(&block, "--name");
-        sh(&disaster.here(&block, i), &work);
+        sh(series, &disaster.here(&block, i), &work);
         let aside = site::names(&site.path(".")).into_iter().find(|name| name.starts_with(&format!("old-{i}-")));
         assert!(site.path(&aside.unwrap()).join("snap/db").exists());
     }
@@ -127,10 +138,11 @@ fn the_stock_way_followed_to_the_letter_brings_the_cluster_back() {
 
 #[test]
 fn etcd_drs_way_followed_to_the_letter_brings_the_cluster_back() {
-    let disaster = Disaster::of_three();
+    let series = Series::V3_6;
+    let disaster = Disaster::of_three(series);
     let site = &disaster.site;
     let mut blocks = blocks(&disaster.text, "3. Restore with etcd-dr").into_iter();
-    sh(&disaster.here(&blocks.next().unwrap(), 0), &site.backup_dir(&disaster.id));
+    sh(series, &disaster.here(&blocks.next().unwrap(), 0), &site.backup_dir(&disaster.id));
     let restores: Vec<String> = blocks.collect();
     assert_eq!(restores.len(), 3);
     for block in restores {
@@ -138,8 +150,8 @@ fn etcd_drs_way_followed_to_the_letter_brings_the_cluster_back() {
         // Each host has a copy of its own, with no store around it.
         let host = site.path(&format!("host-{i}"));
         fs::create_dir(&host).unwrap();
-        sh(&format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), host.display()), &host);
-        let said = sh(&disaster.here(&block, i), &host.join(&disaster.id));
+        sh(series, &format!("cp -a {} {}", site.backup_dir(&disaster.id).display(), host.display()), &host);
+        let said = sh(series, &disaster.here(&block, i), &host.join(&disaster.id));
         assert!(said.contains("moved aside"), "{said}");
         for other in (0..3).filter(|other| *other != i) {
             let next = format!("--plan plan.json --member {} ", disaster.cluster.name(other));
