@@ -135,6 +135,7 @@ fn a_lone_survivors_backup_brings_the_cluster_back_once_its_member_is_named() {
     let id = taken["id"].as_str().unwrap();
     let recovery = fs::read_to_string(site.backup_dir(id).join("RECOVERY.md")).unwrap();
     assert!(recovery.contains("--snapshot . --from k8s --dry-run"), "{recovery}");
+    site.run(&["verify", id, "--output", "json"]).expect_code(0);
 
     let out = site.path("out");
     let arguments = ["restore", "--snapshot", id, "--all-members", "--output-dir", text(&out), "--output", "json"];
