@@ -529,41 +529,70 @@ fn inspect_and_restore_refuse_what_is_damaged_and_show_what_is_odd() {
     }
 }
 
+/// A record that contradicts the one before it.
+fn contradict(db: &Path) {
+    let mut rows = Rows::read(db);
+    let (row, record) = rows.newest(RENEWED).unwrap();
+    let (key, changed) = (row.to_bytes(), KeyValue { version: record.version + 5, ..record }.to_bytes());
+    rows.put("key", key, changed);
+    fs::write(db, rows.body()).unwrap();
+}
+
+/// A record that is not there.
+fn lose(db: &Path) {
+    let mut rows = Rows::read(db);
+    let key = rows.newest(RENEWED).unwrap().0.to_bytes();
+    rows.bucket("key").remove(&key).unwrap();
+    fs::write(db, rows.body()).unwrap();
+}
+
+/// A cluster of which one member's database was changed while it stood still, and which serves again.
+fn serving(n: usize, i: usize, change: fn(&Path)) -> (Cluster, Site) {
+    let cluster = Cluster::start(n, Options::default());
+    fill::homelab(&cluster.client(0));
+    let site = Site::new(&cluster);
+    cluster.stop_member(i);
+    change(&cluster.data_dir(i).join("member/snap/db"));
+    cluster.start_member(i);
+    cluster.until_all_serve();
+    (cluster, site)
+}
+
 /// A server does not look at what a record says of the records before it, nor whether one is missing: it serves and streams them.
 #[test]
 fn a_member_that_serves_a_damaged_database_is_found_by_its_backup() {
-    type Edit = fn(&Path);
-    let version: Edit = |db| {
-        let mut rows = Rows::read(db);
-        let (row, record) = rows.newest(RENEWED).unwrap();
-        let changed = KeyValue { version: record.version + 5, ..record }.to_bytes();
-        let key = row.to_bytes();
-        rows.put("key", key, changed);
-        fs::write(db, rows.body()).unwrap();
-    };
-    let missing: Edit = |db| {
-        let mut rows = Rows::read(db);
-        let key = rows.newest(RENEWED).unwrap().0.to_bytes();
-        rows.bucket("key").remove(&key).unwrap();
-        fs::write(db, rows.body()).unwrap();
-    };
-    for (edit, words) in [(version, "version is"), (missing, "is missing: the next row is")] {
-        let cluster = Cluster::start(1, Options::default());
-        fill::homelab(&cluster.client(0));
-        let site = Site::new(&cluster);
-        cluster.stop_member(0);
-        edit(&cluster.data_dir(0).join("member/snap/db"));
-        cluster.start_member(0);
-        cluster.until_all_serve();
+    for (change, words) in [(contradict as fn(&Path), "version is"), (lose, "is missing: the next row is")] {
+        let (_cluster, site) = serving(1, 0, change);
         let report = site.run(&["backup", "--output", "json"]).expect_code(20).json();
-        assert_eq!(report["proof"], "none", "{report:#}");
         let member = &report["members"][0];
         assert!(member["file"].is_string(), "it is kept: {report:#}");
-        assert_eq!(member["proof"], "none", "{report:#}");
+        assert_eq!((&report["proof"], &member["proof"]), (&"none".into(), &"none".into()), "{report:#}");
         assert!(report["primary"].is_null(), "{report:#}");
         let message = report["error"]["message"].as_str().unwrap();
         assert!(message.contains("its database is damaged") && message.contains(words), "{message}");
         let verified = site.run(&["verify", "--output", "json"]).expect_code(20).json();
         assert!(verified.to_string().contains(words), "{verified:#}");
+        // Asked for by name it is not restored either.
+        let (id, out) = (report["id"].as_str().unwrap(), site.path("out"));
+        let restore = ["restore", "--snapshot", id, "--from", "k8s", "--all-members", "--force", "--output-dir"];
+        let refused = site.run(&[&restore[..], &[text(&out)]].concat()).expect_code(20);
+        assert!(refused.stderr.contains(words), "{refused:?}");
+        assert!(!out.exists());
     }
+}
+
+/// Of three, the two whole ones are the backup's proof, and the third is named.
+#[test]
+fn a_damaged_database_among_whole_ones_is_named() {
+    let (cluster, site) = serving(3, 1, lose);
+    let report = site.run(&["backup", "--output", "json"]).expect_code(20).json();
+    assert_eq!(report["proof"], "sound", "{report:#}");
+    assert_ne!(report["primary"], cluster.name(1));
+    for member in report["members"].as_array().unwrap() {
+        let proof = if member["name"] == cluster.name(1) { "none" } else { "sound" };
+        assert_eq!(member["proof"], proof, "{report:#}");
+        assert!(member["file"].is_string());
+    }
+    let message = report["error"]["message"].as_str().unwrap();
+    assert!(message.contains(cluster.name(1)) && message.contains("is missing: the next row is"), "{message}");
 }
