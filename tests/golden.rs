@@ -30,7 +30,11 @@ use etcd_dr::{
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-const STORES: [&str; 1] = ["0.1.0"];
+/// One member, nobody asked for HashKV: proved `open`.
+const OPEN: &str = "0.1.0";
+/// Three members that agree, all files and then the primary's alone, a later proof and a hold: proved `sound`.
+const SOUND: &str = "0.2.0";
+const STORES: [&str; 2] = [OPEN, SOUND];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores")
@@ -73,7 +77,7 @@ fn every_golden_store_is_listed() {
 
 #[test]
 fn stores_of_earlier_versions_are_listed_shown_and_proved() {
-    for version in STORES {
+    for version in [OPEN] {
         let dir = copy(version);
         let site = dir.path().join("site");
         let expected: Value = serde_json::from_str(&fs::read_to_string(site.join("expected.json")).unwrap()).unwrap();
@@ -136,7 +140,7 @@ fn stores_that_reached_open_are_kept_right_where_sound_is_asked_for() {
     let fill = "one of the 3 newest proved (open: too few reached sound)";
     let floor = "one of the 3 newest proved (sound)";
     let (one, two, three) = ("2026-11-23T02:00:00Z", "2026-11-24T02:00:00Z", "2026-11-25T02:00:00Z");
-    for version in STORES {
+    for version in [OPEN] {
         // Nothing new: the same day, and a year later.
         let seen = |sound: &[&str], now: &str| {
             let decisions = plan_with_sound(version, sound, now);
@@ -155,5 +159,51 @@ fn stores_that_reached_open_are_kept_right_where_sound_is_asked_for() {
         assert_eq!(four[..3], [keep(young), keep(young), both(young, floor)]);
         let four = seen(&[one, two, three], "2027-11-22T19:00:00Z");
         assert_eq!(four, [drop(), drop(), keep(floor), keep(floor), keep(floor)]);
+    }
+}
+
+#[test]
+fn a_store_that_reached_sound_stays_sound_and_can_be_restored_from() {
+    let dir = copy(SOUND);
+    let site = dir.path().join("site");
+    let expected: Value = serde_json::from_str(&fs::read_to_string(site.join("expected.json")).unwrap()).unwrap();
+    let list = run(&site, &["list"]);
+    let backups = list["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 2, "{list}");
+    for (backup, expected) in backups.iter().zip(expected.as_array().unwrap()) {
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(&backup[key], value, "{key}");
+        }
+        assert_eq!(backup["problems"], json!([]));
+    }
+    assert_eq!((&backups[0]["held"], &backups[1]["held"]), (&json!(false), &json!(true)));
+    let verify = run(&site, &["verify", "--all", "--level", "sound"]);
+    assert_eq!(
+        (&verify["ok"], &verify["results"][0]["level"], &verify["results"][1]["level"]),
+        (&json!(true), &json!("sound"), &json!("sound"))
+    );
+    for backup in backups {
+        let id = backup["id"].as_str().unwrap();
+        let show = run(&site, &["show", id]);
+        let primary = show["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|member| member["name"] == show["primary"])
+            .unwrap()
+            .clone();
+        let inspected = run(&site, &["inspect", id]);
+        for key in ["revision", "compact_revision", "hash_kv"] {
+            assert_eq!(inspected[key], primary[key], "{id}: {key}");
+        }
+        let out = dir.path().join("restored");
+        let arguments = ["restore", "--snapshot", id, "--all-members", "--output-dir", out.to_str().unwrap()];
+        let restored = run(&site, &arguments);
+        assert_eq!(
+            (&restored["written"]["hash_kv_at_snapshot"], &restored["bump"]),
+            (&primary["hash_kv"], &json!(1_000_000_000)),
+            "{id}"
+        );
+        fs::remove_dir_all(&out).unwrap();
     }
 }
