@@ -154,7 +154,12 @@ fn etcd_drs_way_followed_to_the_letter_brings_the_cluster_back() {
         let said = sh(series, &disaster.here(&block, i), &host.join(&disaster.id));
         assert!(said.contains("moved aside"), "{said}");
         for other in (0..3).filter(|other| *other != i) {
-            let next = format!("--plan plan.json --member {} ", disaster.cluster.name(other));
+            let dir = disaster.cluster.data_dir(i);
+            let next = format!(
+                "--plan plan.json --member {} --data-dir {} --replace",
+                disaster.cluster.name(other),
+                dir.display()
+            );
             assert!(said.contains(&next), "{said}");
         }
     }

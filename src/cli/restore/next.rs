@@ -40,18 +40,15 @@ pub fn steps(plan: &RestorePlan, accepted: bool) -> String {
 /// The members that this run did not write, or wrote for other hosts.
 fn others(plan: &RestorePlan, lines: &mut Vec<String>) {
     let elsewhere: Vec<&Planned> = plan.members.iter().filter(|member| !member.write).collect();
-    // Hosts of one cluster are alike: a directory that does not bear the member's name is the same on the others.
-    let alike = |member: &&Planned| !member.data_dir.to_string_lossy().contains(&member.name);
-    let alike = plan.written().find(alike).map(|member| member.data_dir.as_path());
     for member in &elsewhere {
         let name = quoted(&member.name);
-        let data_dir = alike.unwrap_or(&member.data_dir);
         lines.push(format!(
-            "on the host of {} ({}), with the plan that this run followed: `etcd-dr restore --snapshot {} --plan plan.json --member {name} --data-dir {} --replace`",
+            "on the host of {} ({}), with the plan that this run followed: `etcd-dr restore --snapshot {} --plan plan.json --member {name} --data-dir {}{} --replace`",
             member.name,
             urls(member),
             quoted(&plan.source),
-            shell_quote(data_dir)
+            shell_quote(&member.data_dir),
+            wal_dir(member)
         ));
     }
     if elsewhere.is_empty() && plan.members.len() > 1 {
@@ -97,7 +94,7 @@ fn kubernetes(plan: &RestorePlan, lines: &mut Vec<String>) {
 
 fn plain(plan: &RestorePlan, lines: &mut Vec<String>) {
     for member in plan.written() {
-        let wal = member.wal_dir.as_ref().map(|wal| format!(" --wal-dir {}", shell_quote(wal))).unwrap_or_default();
+        let wal = wal_dir(member);
         lines.push(format!(
             "start {}: `etcd --name {} --data-dir {}{wal} --listen-peer-urls {urls} --initial-advertise-peer-urls {urls} --initial-cluster {} ...`",
             member.name,
@@ -109,6 +106,10 @@ fn plain(plan: &RestorePlan, lines: &mut Vec<String>) {
     }
     lines.push(format!("see one leader and {} equal hashes: `etcdctl endpoint hashkv --cluster`", plan.members.len()));
     lines.push("restart every client that watches: what it saw after the snapshot is gone".to_owned());
+}
+
+fn wal_dir(member: &Planned) -> String {
+    member.wal_dir.as_ref().map(|wal| format!(" --wal-dir {}", shell_quote(wal))).unwrap_or_default()
 }
 
 fn urls(member: &Planned) -> String {
