@@ -1,3 +1,6 @@
+//! The text for indexes made by hand: what is special about a backup is said, and nothing else.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
 use std::path::PathBuf;
 
 use super::*;
