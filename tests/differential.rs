@@ -199,12 +199,16 @@ fn what_we_accept_the_official_tool_accepts_with_the_same_numbers() {
         fs::remove_file(&path).unwrap();
         round
     };
-    let rounds: Vec<Round> = thread::scope(|scope| {
-        let thread = |thread| scope.spawn(move || (thread..ROUNDS).step_by(2).map(one).collect::<Vec<_>>());
+    let mut rounds: Vec<Round> = thread::scope(|scope| {
+        let thread = |thread| {
+            scope
+                .spawn(move || (thread..ROUNDS).step_by(usize::try_from(THREADS).unwrap()).map(one).collect::<Vec<_>>())
+        };
         let threads: Vec<_> = (0..THREADS).map(thread).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
 
+    rounds.sort_unstable_by_key(|round| round.number);
     let mut counts: BTreeMap<_, u64> = BTreeMap::new();
     let (mut wrong, mut stricter) = (Vec::new(), BTreeMap::<&str, u64>::new());
     for Round { number, change, ours, theirs } in &rounds {
