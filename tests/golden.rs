@@ -31,10 +31,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 /// One member, nobody asked for HashKV: proved `open`.
-const OPEN: &str = "0.1.0";
+const OPEN: [&str; 1] = ["0.1.0"];
 /// Three members that agree, all files and then the primary's alone, a later proof and a hold: proved `sound`.
 const SOUND: &str = "0.2.0";
-const STORES: [&str; 2] = [OPEN, SOUND];
+const STORES: [&str; 2] = [OPEN[0], SOUND];
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stores")
@@ -77,7 +77,7 @@ fn every_golden_store_is_listed() {
 
 #[test]
 fn stores_of_earlier_versions_are_listed_shown_and_proved() {
-    for version in [OPEN] {
+    for version in OPEN {
         let dir = copy(version);
         let site = dir.path().join("site");
         let expected: Value = serde_json::from_str(&fs::read_to_string(site.join("expected.json")).unwrap()).unwrap();
@@ -140,7 +140,7 @@ fn stores_that_reached_open_are_kept_right_where_sound_is_asked_for() {
     let fill = "one of the 3 newest proved (open: too few reached sound)";
     let floor = "one of the 3 newest proved (sound)";
     let (one, two, three) = ("2026-11-23T02:00:00Z", "2026-11-24T02:00:00Z", "2026-11-25T02:00:00Z");
-    for version in [OPEN] {
+    for version in OPEN {
         // Nothing new: the same day, and a year later.
         let seen = |sound: &[&str], now: &str| {
             let decisions = plan_with_sound(version, sound, now);
