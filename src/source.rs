@@ -191,6 +191,8 @@ fn latest(catalog: &Catalog, min: ProofLevel, from: Option<&str>) -> Result<Sour
                 passed.push(format!("{} is proved {} only", backup.dir_name, level(backup, member, from)));
                 lower.get_or_insert((backup, signed, member, passed.len()));
             }
+            // Who names a member means this backup: an older one's data in its place would go unseen.
+            Err(error) if from.is_some() => return Err(error),
             Err(error) => passed.push(error.to_string()),
         }
     }
@@ -285,7 +287,9 @@ fn failed_later(signed: &Signed, file: &str) -> Option<String> {
     let mut records = signed.proofs.iter().rev().filter_map(catalog::SeenProof::counted_record);
     let (record, verdict) = records.find_map(|record| Some((record, record.files.iter().find(|v| v.file == file)?)))?;
     let problem = verdict.problem.as_deref().unwrap_or("was not as it should be");
-    (!verdict.ok).then(|| format!("{problem}, when {} proved it at {}", record.host, record.made_at))
+    // A mark from the backup's own run is a person's to judge, before a verification and after it.
+    (!verdict.ok && !verdict.is_mark())
+        .then(|| format!("{problem}, when {} proved it at {}", record.host, record.made_at))
 }
 
 fn of_backup(

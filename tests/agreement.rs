@@ -152,6 +152,35 @@ fn of_two_that_differ_both_are_named_and_neither_is_right() {
     assert!(message.contains("k8s ") && message.contains("k8s-cp2 ") && message.contains("no majority"), "{message}");
     // No primary, so it does not count as proved and nothing is removed on its account.
     assert!(report["retention"].is_null());
+
+    // The choice stays the person's, before a verification and after it: its record repeats the mark and adds nothing to it.
+    let id = report["id"].as_str().unwrap();
+    for _ in 0..2 {
+        for name in ["k8s", "k8s-cp2"] {
+            let inspected = site.run(&["inspect", id, "--from", name, "--output", "json"]).expect_code(0).json();
+            assert_eq!(inspected["hash_kv"], member(&report, name)["hash_kv"]);
+            let out = site.path(&format!("restored-{name}"));
+            let restore = [
+                "restore",
+                "--snapshot",
+                "latest",
+                "--from",
+                name,
+                "--all-members",
+                "--output-dir",
+                out.to_str().unwrap(),
+            ];
+            let planned =
+                site.run(&[&restore[..], &["--dry-run", "--force", "--output", "json"]].concat()).expect_code(0).json();
+            assert_eq!((&planned["backup"], &planned["from"]), (&id.into(), &name.into()));
+        }
+        site.run(&["verify", id]).expect_code(20);
+    }
+    let listed = site.run(&["list"]).expect_code(0).stdout;
+    assert!(listed.contains("k8s differs, k8s-cp2 differs, no primary"), "{listed}");
+    // A slip of the pen is no reason to take another backup.
+    let nobody = site.run(&["inspect", "latest", "--from", "nobody", "--output", "json"]).expect_code(2).json();
+    assert!(nobody["error"]["message"].as_str().unwrap().contains("nobody"), "{nobody}");
 }
 
 #[test]

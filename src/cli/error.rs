@@ -198,7 +198,8 @@ impl Failure {
             lines.push_str(&file_line(&finding.name, Some(&finding.detail)));
         }
         let head = format!("{} failed verification at level {}", bad.join(", "), report.level);
-        let good = report.results.iter().rev().find(|result| result.ok);
+        // One that a restore takes without a question.
+        let good = report.results.iter().rev().find(|result| result.ok && !result.partial);
         let hint = match good {
             Some(good) => format!("{} is proved {}: recover from that one", good.id, good.level),
             None => {
@@ -458,11 +459,12 @@ impl From<backup::Error> for Failure {
                 Self::new(UNHEALTHY, "no_snapshot", format!("no member gave a snapshot{lines}"), hint)
             }
             backup::Error::NoRoom { path, free, backup, reserve } => {
+                let large = reserve > 2 << 30;
                 let (free, backup, reserve) = (size(free), size(backup), size(reserve));
                 let message =
                     format!("{path} has {free} free; the backup needs about {backup}, the reserve is {reserve}");
-                let hint = "free space there, or lower [store] reserve, for instance to \"2GiB\"".to_owned();
-                Self::new(NO_SPACE, "no_space", message, hint)
+                let hint = if large { ", or lower [store] reserve, for instance to \"2GiB\"" } else { "" };
+                Self::new(NO_SPACE, "no_space", message, format!("free space there{hint}"))
             }
             backup::Error::DiskFull { path } => {
                 let message = format!("{path}: the disk ran full\n  nothing was kept, earlier backups are untouched");

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     catalog::{Backup, SeenProof},
-    record::{FileVerdict, Holds, ProofLevel},
+    record::{Agreement, FileVerdict, Holds, ProofLevel},
     store::{self, Store},
 };
 
@@ -37,9 +37,10 @@ pub fn run(context: &Context) -> Result<Answer, Failure> {
             let held = is_held(backup, holds.as_ref()) == Some(true);
             row.push(if held { "held" } else { "" }.to_owned());
         }
-        row.push(problems(backup).first().map_or_else(String::new, |verdict| {
-            format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be"))
-        }));
+        row.push(problems(backup).first().map_or_else(
+            || doubts(backup),
+            |verdict| format!("{}: {}", verdict.file, verdict.problem.as_deref().unwrap_or("not as it should be")),
+        ));
         row
     });
     let mut heading = vec!["backup", "age", "proof", "members", "sealed"];
@@ -54,6 +55,19 @@ pub fn run(context: &Context) -> Result<Answer, Failure> {
     }
     let foreign = store.foreign()?;
     Answer::new(&json!({ "backups": backups, "findings": findings, "foreign": foreign }), text, None)
+}
+
+/// What the run that made it had to say against it.
+fn doubts(backup: &Backup) -> String {
+    let Some(index) = backup.signed().map(|signed| &signed.index) else { return String::new() };
+    let differ = index.members.iter().filter(|member| member.agreement == Some(Agreement::Differs));
+    let mut words: Vec<String> = differ.map(|member| format!("{} differs", member.name)).collect();
+    let missing = index.members.iter().filter(|member| member.is_missing());
+    words.extend(missing.map(|member| format!("{} is missing", member.name)));
+    if index.primary.is_none() {
+        words.push("no primary: name one with --from".to_owned());
+    }
+    words.join(", ")
 }
 
 /// What a listing sees, and what a later proof saw that still stands: a level that fell has its reason.

@@ -343,7 +343,7 @@ fn known_bad(index: &Index, member: &Member) -> Option<String> {
         (_, Some(finding)) => finding.detail.as_str(),
         (_, None) => return None,
     };
-    Some(format!("marked when it was stored: {words}"))
+    Some(format!("{}: {words}", FileVerdict::MARKED))
 }
 
 fn index_of(backup: &Backup) -> Option<&Index> {

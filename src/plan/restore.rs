@@ -330,6 +330,9 @@ pub fn repeat(plan: RestorePlan, asked: &Asked, source: &SourceFacts, here: &Her
         return Err(Refusal::Plan(PlanFault::Revision { planned: plan.revision, found: source.revision }));
     }
     bump(Some(plan.bump), plan.revision, None)?;
+    if (1..LEAST_BUMP).contains(&plan.bump) {
+        "the plan says so; it is less than is safe unasked".clone_into(&mut plan.bump_reason);
+    }
     plan.file.clone_from(&source.file);
     plan.hash_kv = source.hash_kv;
     plan.compact_revision = source.compact_revision;

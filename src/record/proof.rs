@@ -90,6 +90,17 @@ impl ProofRecord {
     pub const SCHEMA: &'static str = "etcd-dr/proof/v1";
 }
 
+impl FileVerdict {
+    /// How a verdict begins that only repeats what the run that stored the file had against it.
+    pub const MARKED: &'static str = "marked when it was stored";
+
+    /// Whether it says nothing new: what speaks against the file is in the index, and was known when it was stored.
+    #[must_use]
+    pub fn is_mark(&self) -> bool {
+        self.problem.as_deref().is_some_and(|problem| problem.starts_with(Self::MARKED))
+    }
+}
+
 /// What was seen of one file of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileVerdict {
