@@ -137,16 +137,21 @@ impl History {
         if revision > self.revision {
             return Err(Incomparable::Future { own: self.revision, asked: revision });
         }
-        Ok(self.hash(at))
+        Ok(self.hash_of_rows(at))
     }
 
     /// The same at [`Self::own`].
     #[must_use]
     pub fn own_hash_kv(&self) -> u32 {
-        self.hash(self.own())
+        self.hash_of_rows(self.own())
     }
 
-    fn hash(&self, At { revision, compact_revision }: At) -> u32 {
+    /// HashKV over the rows that are here, whatever the file says of its compactions.
+    ///
+    /// A restore marks all revisions as compacted and removes no row: those that were hashed in its source are still there, and so hash
+    /// alike. For any other file [`Self::hash_kv`] is the answer, since rows may be gone.
+    #[must_use]
+    pub fn hash_of_rows(&self, At { revision, compact_revision }: At) -> u32 {
         // Without a live key the rows up to C are not filtered by R: those remain that the compaction left, which live at C.
         let live_at = if self.any_live(revision) { revision } else { compact_revision };
         let mut hash = crc32c::crc32c(b"key");

@@ -1,6 +1,6 @@
 //! The plan, carried out: one read of the source writes every member, and nothing has its name before all was read back and compared.
 
-use std::fs::File;
+use std::{fs::File, thread};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -97,16 +97,23 @@ fn members(plan: &RestorePlan) -> Vec<Member> {
     members
 }
 
-/// All files hold what was written, and what was written is the source.
+/// All files hold what was written, and what was written is the source: both are looked into at once, as one waits for the device where the
+/// other counts.
 fn reopen_and_compare(ready: &Ready, tee: &Tee<'_>, targets: &[Target<'_>]) -> Result<u32, Error> {
-    if let Some((path, offset)) = tee.read_back()? {
-        let problem = format!("at offset {offset} the device gives back other bytes");
-        return Err(Error::Differs { path, problem });
-    }
     let Some(first) = targets.first() else { return Err(Error::Interrupted) };
     let path = data_dir::database(first.data_path());
     let file = File::open(&path).at(&path)?;
-    compare::compare(file, &ready.survey, &ready.plan).map_err(|problem| Error::Differs { path, problem })
+    let (read_back, compared) = thread::scope(|scope| {
+        let read_back = scope.spawn(|| tee.read_back());
+        let compared = compare::compare(file, &ready.survey, &ready.plan);
+        (read_back.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), compared)
+    });
+    // A device that gives back other bytes explains whatever was found in them.
+    if let Some((path, offset)) = read_back? {
+        let problem = format!("at offset {offset} the device gives back other bytes");
+        return Err(Error::Differs { path, problem });
+    }
+    compared.map_err(|problem| Error::Differs { path, problem })
 }
 
 impl Error {

@@ -5,7 +5,11 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    thread,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
 };
 
 use rustix::fs::{Advice, Mode, OFlags};
@@ -19,13 +23,46 @@ use crate::{
 /// What direct I/O wants of memory on every device of today.
 const ALIGN: usize = 4096;
 
+/// Chunks that wait for a file while what fills them goes on.
+const WAITING: usize = 4;
+
 /// Writes the same chunks to every file, past the page cache where the file system can: three databases would only push out of memory what the
 /// host works with, and what is read back shall come from the device.
+///
+/// Each file has a thread of its own, so that the devices work while the next chunk is made; a slow one is at most [`WAITING`] chunks behind.
 pub(super) struct Tee<'a> {
-    files: Vec<(PathBuf, File)>,
+    paths: Vec<PathBuf>,
+    /// Until the files are synced.
+    writers: Vec<Writer>,
     chunks: Vec<Chunk>,
     cancel: &'a CancellationToken,
     failed: Option<PathError>,
+}
+
+/// The thread of a file, and the way to it.
+struct Writer {
+    blocks: SyncSender<(Arc<Block>, u64)>,
+    thread: JoinHandle<Result<(), PathError>>,
+}
+
+/// A chunk's bytes, at an aligned place in memory.
+struct Block {
+    memory: Vec<u8>,
+    begin: usize,
+}
+
+impl Block {
+    fn new(bytes: &[u8]) -> Self {
+        let mut memory: Vec<u8> = Vec::with_capacity(bytes.len().saturating_add(ALIGN));
+        let begin = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        memory.resize(begin, 0);
+        memory.extend_from_slice(bytes);
+        Self { memory, begin }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.memory.get(self.begin..).unwrap_or_default()
+    }
 }
 
 /// What was written where.
@@ -42,15 +79,18 @@ impl<'a> Tee<'a> {
     /// # Errors
     /// What the system says, with the path.
     pub fn create(paths: Vec<PathBuf>, cancel: &'a CancellationToken) -> Result<Self, PathError> {
-        let mut files = Vec::new();
-        for path in paths {
-            let file = data_dir::create_file(&path).at(&path)?;
+        let mut tee = Self { paths, writers: Vec::new(), chunks: Vec::new(), cancel, failed: None };
+        for path in &tee.paths {
+            let file = data_dir::create_file(path).at(path)?;
             // Where it is not to be had, writing goes through the cache.
             let direct = set_direct(&file, true);
             tracing::debug!(path = %path.display(), direct, "a database is written");
-            files.push((path, file));
+            let (blocks, waiting) = sync_channel(WAITING);
+            let (thread, owned) = (thread::Builder::new().name("database".to_owned()), path.clone());
+            let thread = thread.spawn(move || write_all(&owned, &file, &waiting)).at(path)?;
+            tee.writers.push(Writer { blocks, thread });
         }
-        Ok(Self { files, chunks: Vec::new(), cancel, failed: None })
+        Ok(tee)
     }
 
     /// The path of the file that failed, and how; the writer above knows only that one did.
@@ -58,27 +98,33 @@ impl<'a> Tee<'a> {
         self.failed.take()
     }
 
-    /// Makes the files durable.
+    /// Waits for what is on its way, and makes the files durable.
     ///
     /// # Errors
     /// What the system says, with the path.
-    pub fn sync(&self) -> Result<(), PathError> {
-        each(&self.files, |(path, file)| file.sync_all().at(path)).map(drop)
+    pub fn sync(&mut self) -> Result<(), PathError> {
+        // All are told that no more comes before the first is waited for.
+        let threads: Vec<_> = self.writers.drain(..).map(|writer| writer.thread).collect();
+        let results: Vec<_> = threads.into_iter().map(joined).collect();
+        results.into_iter().collect()
     }
 
     /// Reads every file back, from the device where that can be had, and compares it with what was written: which file differs, and where.
     ///
+    /// The first goes through the page cache, emptied of it before, since its database is walked at the same time: it is read once for both.
+    ///
     /// # Errors
     /// What the system says, with the path.
     pub fn read_back(&self) -> Result<Option<(PathBuf, u64)>, PathError> {
-        let differing = each(&self.files, |(path, _)| self.read_one(path))?;
+        let differing = each(&self.paths, |path| self.read_one(path, self.paths.first() != Some(path)))?;
         Ok(differing.into_iter().flatten().next())
     }
 
-    fn read_one(&self, path: &Path) -> Result<Option<(PathBuf, u64)>, PathError> {
+    fn read_one(&self, path: &Path, direct: bool) -> Result<Option<(PathBuf, u64)>, PathError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(File::from).map_err(io::Error::from);
-        let file = open(flags | OFlags::DIRECT).or_else(|_| open(flags)).at(path)?;
+        let wanted = if direct { flags | OFlags::DIRECT } else { flags };
+        let file = open(wanted).or_else(|_| open(flags)).at(path)?;
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(io::Error::from).at(path)?;
         let longest = self.chunks.iter().map(|chunk| chunk.length).max().unwrap_or(0);
         let mut memory = vec![0; longest.saturating_add(ALIGN)];
@@ -105,12 +151,37 @@ impl WriteAt for &mut Tee<'_> {
             return Err(io::Error::other("interrupted"));
         }
         self.chunks.push(Chunk { offset, length: bytes.len(), crc: crc32c::crc32c(bytes) });
-        each(&self.files, |(path, file)| write_one(file, bytes, offset).at(path)).map(drop).map_err(|error| {
-            let kind = error.source.kind();
-            self.failed = Some(error);
-            kind.into()
-        })
+        let block = Arc::new(Block::new(bytes));
+        if self.writers.iter().all(|writer| writer.blocks.send((Arc::clone(&block), offset)).is_ok()) {
+            return Ok(());
+        }
+        // One has ended, and says why.
+        let error = self.sync().err();
+        let kind = error.as_ref().map_or(io::ErrorKind::Other, |error| error.source.kind());
+        self.failed = error;
+        Err(kind.into())
     }
+}
+
+impl Drop for Tee<'_> {
+    fn drop(&mut self) {
+        // Nothing is written any more when the caller removes what was. An error here is that of a restore that ended with another.
+        if let Err(error) = self.sync() {
+            tracing::debug!(%error, "a database that is not kept");
+        }
+    }
+}
+
+/// The work of a file's thread.
+fn write_all(path: &Path, file: &File, waiting: &Receiver<(Arc<Block>, u64)>) -> Result<(), PathError> {
+    for (block, offset) in waiting {
+        write_one(file, block.bytes(), offset).at(path)?;
+    }
+    file.sync_all().at(path)
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn write_one(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
