@@ -30,12 +30,12 @@ pub(super) fn compare(written: File, source: &Survey, plan: &RestorePlan) -> Res
 fn facts(found: &Survey, source: &Survey, plan: &RestorePlan) -> Result<(), String> {
     let planned = |bumped: i64, kept: i64| if plan.bump > 0 { bumped } else { kept }.to_string();
     let after = plan.revision_after();
-    same("revision", planned(after, source.revision), found.revision.to_string())?;
-    same("compact revision", planned(after, source.compact_revision), found.compact_revision.to_string())?;
+    same("revision", &planned(after, source.revision), &found.revision.to_string())?;
+    same("compact revision", &planned(after, source.compact_revision), &found.compact_revision.to_string())?;
     let mut ids: Vec<u64> = plan.members.iter().map(|member| member.id.0).collect();
     ids.sort_unstable();
-    same("membership", format!("{ids:x?}"), format!("{:x?}", found.members.keys().collect::<Vec<_>>()))?;
-    same("number of leases", source.leases.len().to_string(), found.leases.len().to_string())?;
+    same("membership", &format!("{ids:x?}"), &format!("{:x?}", found.members.keys().collect::<Vec<_>>()))?;
+    same("number of leases", &source.leases.len().to_string(), &found.leases.len().to_string())?;
     if found.auth_digest != source.auth_digest {
         return Err("its users and roles are not the source's".to_owned());
     }
@@ -49,7 +49,7 @@ fn facts(found: &Survey, source: &Survey, plan: &RestorePlan) -> Result<(), Stri
 fn rows(found: &Survey, source: &Survey, plan: &RestorePlan) -> Result<(), String> {
     let raising = u64::from(plan.bump > 0);
     let planned = source.history.rows().saturating_add(raising);
-    same("number of revisions", planned.to_string(), found.history.rows().to_string())?;
+    same("number of rows", &planned.to_string(), &found.history.rows().to_string())?;
     let at = At { revision: source.revision, compact_revision: source.compact_revision };
     let hash = found.history.hash_of_rows(at);
     if hash == source.hash_kv {
@@ -60,6 +60,6 @@ fn rows(found: &Survey, source: &Survey, plan: &RestorePlan) -> Result<(), Strin
     }
 }
 
-fn same(what: &str, planned: String, found: String) -> Result<(), String> {
+fn same(what: &str, planned: &str, found: &str) -> Result<(), String> {
     if planned == found { Ok(()) } else { Err(format!("its {what} is {found}, {planned} was planned")) }
 }
